@@ -1,0 +1,1 @@
+"""Reading archives: the container, the decoder, the members; one format a file."""

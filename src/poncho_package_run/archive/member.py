@@ -1,0 +1,32 @@
+"""What every archive format is read into: a sequence of members."""
+
+FILE, DIRECTORY, SYMLINK, HARDLINK = "file", "directory", "symlink", "hard link"
+
+
+class Member:
+    """One entry of an archive.
+
+    Attributes:
+        kind (str): FILE, DIRECTORY, SYMLINK or HARDLINK.
+        path (bytes): the name as the archive gives it, not yet checked.
+        mode (int): permission bits, 0 to 0o7777.
+        mtime_ns (int or None): modification time in nanoseconds since the epoch.
+        size (int): bytes of content (files only).
+        target (bytes): what a symlink or hard link names.
+        body (iterable of bytes-like): the content, in order; to be used up before the
+            next member is asked for, unless ``detached``.
+        detached (bool): the body may be read later and in another thread.
+    """
+
+    __slots__ = ("kind", "path", "mode", "mtime_ns", "size", "target", "body", "detached")
+
+    def __init__(self, kind, path, mode, mtime_ns, size=0, target=b"", body=(), detached=True):
+        # type: (str, bytes, int, Optional[int], int, bytes, Iterable[Buffer], bool) -> None
+        self.kind = kind
+        self.path = path
+        self.mode = mode
+        self.mtime_ns = mtime_ns
+        self.size = size
+        self.target = target
+        self.body = body
+        self.detached = detached
