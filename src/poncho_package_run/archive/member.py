@@ -1,5 +1,11 @@
 """What every archive format is read into: a sequence of members."""
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterable, Optional, Union
+
+    Buffer = Union[bytes, memoryview]
+
 FILE, DIRECTORY, SYMLINK, HARDLINK = "file", "directory", "symlink", "hard link"
 
 
@@ -11,7 +17,8 @@ class Member:
         path (bytes): the name as the archive gives it, not yet checked.
         mode (int): permission bits, 0 to 0o7777.
         mtime_ns (int or None): modification time in nanoseconds since the epoch.
-        size (int): bytes of content (files only).
+        size (int): bytes of content: of a file, or of a hard link that carries its
+            content along (conda-pack writes those).
         target (bytes): what a symlink or hard link names.
         body (iterable of bytes-like): the content, in order; to be used up before the
             next member is asked for, unless ``detached``.
@@ -20,8 +27,17 @@ class Member:
 
     __slots__ = ("kind", "path", "mode", "mtime_ns", "size", "target", "body", "detached")
 
-    def __init__(self, kind, path, mode, mtime_ns, size=0, target=b"", body=(), detached=True):
-        # type: (str, bytes, int, Optional[int], int, bytes, Iterable[Buffer], bool) -> None
+    def __init__(
+        self,
+        kind: str,
+        path: bytes,
+        mode: int,
+        mtime_ns: "Optional[int]",
+        size: int = 0,
+        target: bytes = b"",
+        body: "Iterable[Buffer]" = (),
+        detached: bool = True,
+    ) -> None:
         self.kind = kind
         self.path = path
         self.mode = mode

@@ -16,7 +16,8 @@ class Source:
     ``pread`` reads anywhere, from any thread, and needs ``seekable``.
 
     Attributes:
-        path (bytes): the name the caller gave, for messages.
+        path (bytes): the name the caller gave.
+        name (str): the same, for messages.
         size (int or None): bytes when it was opened; None for a pipe.
         mtime_ns (int or None): modification time in nanoseconds; None for a pipe.
         seekable (bool): a regular file (or block device), so that ``pread`` works.
@@ -29,13 +30,14 @@ class Source:
 
     def __init__(self, path: bytes) -> None:
         self.path = path
+        self.name = os.fsdecode(path)
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             status = os.fstat(self.fd)
         except OSError as error:
             raise ArchiveNotReadable(
                 "cannot read the archive {}: {}; check the path given to --environment".format(
-                    os.fsdecode(path), error.strerror
+                    self.name, error.strerror
                 )
             )
         self.seekable = stat.S_ISREG(status.st_mode)
@@ -75,6 +77,12 @@ class Source:
             raise self._failed(error)
         return data
 
+    def seek(self, offset: int) -> None:
+        """Go on reading at ``offset`` bytes; needs ``seekable``."""
+        os.lseek(self.fd, offset, os.SEEK_SET)
+        self.position = offset
+        self._peeked = b""
+
     def _read(self, count: int) -> bytes:
         try:
             return os.read(self.fd, count)
@@ -82,12 +90,11 @@ class Source:
             raise self._failed(error)
 
     def _failed(self, error: OSError) -> Exception:
-        name = os.fsdecode(self.path)
         if error.errno == errno.EISDIR:
-            return ArchiveNotReadable("{} is a directory, not an archive".format(name))
+            return ArchiveNotReadable("{} is a directory, not an archive".format(self.name))
         return InputOutputError(
             "reading the archive {} failed: {}; try again or copy it anew".format(
-                name, error.strerror
+                self.name, error.strerror
             )
         )
 

@@ -1,0 +1,158 @@
+"""gzip (RFC 1952): members one behind the other, each with its CRC and length checked."""
+
+import zlib
+
+from ..errors import ArchiveError
+from .source import Source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterator
+
+_INPUT = 1 << 18
+_OUTPUT = 1 << 20
+
+# A deflate stream flushed with Z_FULL_FLUSH or Z_SYNC_FLUSH ends its block with an empty
+# stored block: LEN 0 and its complement, on a byte boundary (RFC 1951, 3.2.4).
+_FLUSH = b"\x00\x00\xff\xff"
+
+# An empty block of fixed codes with the final bit set, in its first ten bits.
+_FINAL = b"\x03\x00"
+
+# conda-pack -j N flushes about every 90 KiB of output; several blocks a piece spare overhead.
+_PIECE = 1 << 18
+
+
+def recognises(head: bytes) -> bool:
+    return head[:2] == b"\x1f\x8b"
+
+
+def decode(source: Source, cores: int) -> "Iterator[bytes]":
+    """The decoded bytes of all members, to the physical end of the source.
+
+    Where the source can be read by offset and its blocks were flushed (``conda-pack -j N``,
+    ``pigz -i``), they are inflated on ``cores`` threads; otherwise in order.
+
+    Raises:
+        ArchiveError: damaged, truncated, or followed by anything but zeros.
+    """
+    if cores > 1 and source.seekable:
+        start = _header_length(source.peek(1 << 16))
+        if start and source.pread(1 << 22, start).count(_FLUSH) > 1:
+            for chunk in _member_in_parallel(source, start, cores):
+                yield chunk
+    data = source.read(_INPUT)
+    while data:
+        if data[:1] == b"\0":
+            # Block-wise copies leave zeros behind; anything else is damage.
+            while data and not data.strip(b"\0"):
+                data = source.read(_INPUT)
+            if data:
+                raise _damaged("bytes that are no gzip member follow the last one")
+            return
+        decoder = zlib.decompressobj(31)  # 15 bits of window, and the gzip wrapper
+        while True:
+            try:
+                chunk = decoder.decompress(data, _OUTPUT)
+            except zlib.error as error:
+                raise _damaged(str(error))
+            if chunk:
+                yield chunk
+            if decoder.eof:
+                break
+            # At the end zlib may still hold output: it is asked until it gives none.
+            data = decoder.unconsumed_tail or source.read(_INPUT)
+            if not data and not chunk:
+                raise _truncated()
+        data = decoder.unused_data or source.read(_INPUT)
+
+
+def _member_in_parallel(source: Source, start: int, cores: int) -> "Iterator[bytes]":
+    """Inflate the first member by its pieces; the source then stands at the member's end.
+
+    The cuts are guesses: the marker also occurs by chance inside compressed data.
+    """
+    from .speculate import Decoded, ranges_at
+
+    crc = length = 0
+    ranges = ranges_at(source, start, _FLUSH, len(_FLUSH), _PIECE)
+    decoded = Decoded(source, _Blocks, ranges, cores)
+    for chunk in decoded:
+        crc = zlib.crc32(chunk, crc)
+        length += len(chunk)
+        yield chunk
+    trailer = source.pread(8, decoded.end)
+    if not decoded.state.finished or len(trailer) < 8:
+        raise _truncated()
+    if trailer != crc.to_bytes(4, "little") + (length & 0xFFFFFFFF).to_bytes(4, "little"):
+        raise _damaged("its gzip checksum or length does not agree with its data")
+    source.seek(decoded.end + 8)
+
+
+class _Blocks:
+    """A state of ``speculate.Decoded``: the blocks of one deflate stream."""
+
+    def __init__(self) -> None:
+        self._decoder = zlib.decompressobj(-15)
+
+    def feed(self, data: bytes) -> "Iterator[bytes]":
+        decoder = self._decoder
+        try:
+            while True:
+                chunk = decoder.decompress(data, _OUTPUT)
+                if chunk:
+                    yield chunk
+                data = decoder.unconsumed_tail
+                if decoder.eof or not data and len(chunk) < _OUTPUT:
+                    return
+        except zlib.error as error:
+            raise _damaged(str(error))
+
+    @property
+    def finished(self) -> bool:
+        return self._decoder.eof
+
+    @property
+    def unused(self) -> int:
+        return len(self._decoder.unused_data)
+
+    def restartable(self) -> bool:
+        """Whether the decoder stands between two blocks, on a byte boundary.
+
+        Then a new one may start here, and it makes the same output unless the data refer back
+        over the cut, which zlib refuses ("invalid distance too far back").  The test is
+        exact.  Only between blocks do the bits 1, 1, 0, 0, ... read as a final block of fixed
+        codes that ends at once: amid codes, if the first bit ends the block then 1, 0, 0
+        begins a stored block, which wants more bytes, and zeros alone are never final.
+        """
+        probe = self._decoder.copy()
+        try:
+            probe.decompress(_FINAL)
+        except zlib.error:
+            return False
+        return probe.eof
+
+
+def _header_length(head: bytes) -> int:
+    """The length of a gzip header (RFC 1952, 2.3), or 0 if it is not whole."""
+    if head[:3] != b"\x1f\x8b\x08" or len(head) < 10:
+        return 0
+    flags, at = head[3], 10
+    if flags & 4:
+        at += 2 + int.from_bytes(head[at : at + 2], "little")
+    for flag in (8, 16):
+        if flags & flag:
+            at = head.find(b"\0", at) + 1
+            if not at:
+                return 0
+    if flags & 2:
+        at += 2
+    return at if at < len(head) else 0
+
+
+def _damaged(what: str) -> ArchiveError:
+    return ArchiveError("the archive is damaged: {}; copy or pack it again".format(what))
+
+
+def _truncated() -> ArchiveError:
+    return ArchiveError("the archive is truncated: its gzip stream has no end; copy it again")

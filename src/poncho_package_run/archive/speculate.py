@@ -1,0 +1,153 @@
+"""Decoding one stream from several places at once, where a guess says it can be cut.
+
+Nothing that was decoded behind a wrong guess is ever handed on: a piece is used only if the
+piece before it ended exactly at the cut in a state that a new decoder may take over, and if
+it decoded without error itself.  Otherwise the decoder before it goes on through it.
+"""
+
+from . import parallel
+from .source import Source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Iterable, Iterator, Tuple
+
+    Range = Tuple[int, int]
+
+_READ = 1 << 18
+
+# What one lane may decode ahead; with as many lanes as workers and one, and the Python
+# interpreter's own 12 MiB, the whole stays under the contract's 64 MiB.
+_AHEAD = 20 << 20
+
+# More threads than this would only hold more memory: one writer cannot keep up with them.
+_WORKERS = 8
+
+# So many wrong cuts more than right ones, and the guess is given up, the rest being one
+# piece: the stream is one whose blocks depend on each other (pigz without -i).
+_PATIENCE = 4
+
+
+class Decoded:
+    """The chunks of a stream decoded from several cuts at once.
+
+    Args:
+        source: read by offset.
+        new_state: makes a decoder state, an object with ``feed(data)``, a generator of
+            chunks; ``finished``, the stream's own end was met; ``unused``, how many fed bytes
+            lie behind it; ``restartable()``, a new state may start where this one stands.
+        ranges: (start, end) offsets of the pieces, without gaps.
+        cores: how many threads to use.
+
+    Attributes:
+        end (int): once iterated over, the offset behind the last byte used.
+        state: the state that used it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        new_state: "Callable[[], Any]",
+        ranges: "Iterable[Range]",
+        cores: int,
+    ) -> None:
+        self._source = source
+        self._new_state = new_state
+        self._ranges = ranges
+        self._workers = min(cores, _WORKERS)
+        self.end = 0
+        self.state = None  # type: Any
+
+    def _work(self, piece: "Piece") -> "Iterator[bytes]":
+        piece.state = self._new_state()
+        return piece.decode(self._source)
+
+    def __iter__(self) -> "Iterator[bytes]":
+        source = self._source
+        pieces = (Piece(start, end) for start, end in self._ranges)
+        budget = _AHEAD // (self._workers + 1)
+        wrong = 0
+        for lane in parallel.lanes(self._work, pieces, self._workers, budget):
+            piece = lane.item
+            taken = 0
+            right = self.state is None or self.state.restartable()
+            if right:
+                for chunk in lane:
+                    taken += len(chunk)
+                    yield chunk
+                if lane.error is not None:
+                    if self.state is None or self.state.finished:
+                        raise lane.error  # no decoder could go on: the damage is real
+                    right = False
+            if right:
+                self.state = piece.state
+                wrong = max(wrong - 1, 0)
+            else:
+                # The decoder that stands at this piece's start goes through it.  What was
+                # handed on already was right: nothing in it reached back over the cut.
+                wrong += 1
+                piece = Piece(piece.start, source.size if wrong > _PATIENCE else piece.end)
+                lane.cancel()
+                piece.state = self.state
+                for chunk in piece.decode(source):
+                    if taken >= len(chunk):
+                        taken -= len(chunk)
+                    else:
+                        yield chunk[taken:] if taken else chunk
+                        taken = 0
+            source.position = self.end = piece.end
+            if self.state.finished and self.state.unused is not None:
+                self.end -= self.state.unused
+                return
+            if wrong > _PATIENCE:
+                return
+
+class Piece:
+    """A range of the source, and the decoder state that goes through it."""
+
+    __slots__ = ("start", "end", "state")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self.state = None  # type: Any
+
+    def decode(self, source: Source) -> "Iterator[bytes]":
+        at = self.start
+        while at < self.end:
+            data = source.pread(min(_READ, self.end - at), at)
+            if not data:
+                return  # the file got shorter: the state is not at its end, and that is told
+            at += len(data)
+            for chunk in self.state.feed(data):
+                yield chunk
+            if self.state.finished and self.state.unused is not None:
+                self.end = at
+                return
+
+
+def ranges_at(
+    source: Source, start: int, marker: bytes, behind: int, least: int
+) -> "Iterator[Range]":
+    """Cut a source at markers, into pieces of at least ``least`` bytes.
+
+    Args:
+        marker: what stands at a cut.
+        behind: how far behind the marker's first byte the cut is, in bytes.
+        least: so much is passed before a marker is looked for.
+    """
+    size = source.size or 0
+    while start < size:
+        end = size
+        at = start + least
+        while at < size:
+            window = source.pread(1 << 17, at)
+            found = window.find(marker)
+            if found >= 0:
+                end = at + found + behind
+                break
+            if len(window) < 1 << 17:
+                break
+            at += len(window) - len(marker) + 1
+        yield start, min(end, size)
+        start = end

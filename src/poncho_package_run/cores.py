@@ -1,0 +1,58 @@
+"""How many processors this process may use."""
+
+import os
+
+
+def usable() -> int:
+    """The number of usable processors, at least 1.
+
+    The affinity mask and the cgroup's quota count, so that a task that was given one core of
+    a large machine does not start a thread for each of them.  PONCHO_PACKAGE_RUN_THREADS
+    caps it.
+    """
+    try:
+        count = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # not on macOS
+        count = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    if quota:
+        count = min(count, quota)
+    cap = os.environ.get("PONCHO_PACKAGE_RUN_THREADS", "")
+    if cap.isdigit() and int(cap) > 0:
+        count = min(count, int(cap))
+    return max(count, 1)
+
+
+def _cgroup_quota() -> int:
+    """The processors that the cgroup's quota amounts to, rounded up; 0 if there is none.
+
+    cpu.max of version 2 holds "QUOTA PERIOD" in microseconds ("max" for none), version 1 has a
+    file for each (Linux, Documentation/admin-guide/cgroup-v2.rst and cgroup-v1).
+    """
+    try:
+        with open("/proc/self/cgroup") as lines:
+            groups = [line.rstrip("\n").split(":", 2) for line in lines]
+        for _, controllers, path in groups:
+            if not controllers:
+                name = "/sys/fs/cgroup{}/cpu.max".format(path if path != "/" else "")
+                if not os.path.exists(name):
+                    name = "/sys/fs/cgroup/cpu.max"  # seen from inside a container
+                text = _words(name)
+            elif "cpu" in controllers.split(","):
+                name = "/sys/fs/cgroup/{}{}/cpu.cfs_".format(controllers, path)
+                text = _words(name + "quota_us") + _words(name + "period_us")
+            else:
+                continue
+            if len(text) == 2 and text[0].isdigit() and int(text[1]) > 0:
+                return max(-(-int(text[0]) // int(text[1])), 1)
+    except (OSError, ValueError):  # not Linux, or no such file: no quota is known
+        pass
+    return 0
+
+
+def _words(name: str) -> list:
+    try:
+        with open(name) as file:
+            return file.read().split()
+    except OSError:
+        return []

@@ -1,0 +1,314 @@
+"""Members to a tree, safely: nothing outside the target is made, changed, linked to or read."""
+
+import errno
+import os
+import stat
+import time
+
+from .archive.member import DIRECTORY, FILE, SYMLINK, Member
+from .directories import Directories, components, printable
+from .errors import ArchiveError, CannotCreate, Failure, InputOutputError
+from .writers import Writers, create, write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Dict, Iterable, List, Optional, Tuple
+
+_REWRITE = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# Creating a file takes some 15 microseconds on a local file system and a millisecond over a
+# network.  Above this mean, several writers overlap the waits (see writers.py).
+_SLOW_SECONDS = 0.0004
+_SAMPLES = 16
+_SLOW_WRITERS = 16
+
+
+class _Symlink:
+    """A symlink to be made at the end; hard links to it share the object."""
+
+    __slots__ = ("target", "mtime_ns", "made")
+
+    def __init__(self, target: bytes, mtime_ns: "Optional[int]") -> None:
+        self.target = target
+        self.mtime_ns = mtime_ns
+        self.made = None  # type: Optional[tuple]
+
+
+class Tree:
+    """The directory that an archive is unpacked to.
+
+    Symlinks are made after everything else, so that while files are written there is none to
+    follow; a member that would be written through one meets a plain directory of that name, and
+    the symlink, once due, finds its place taken: refused.
+
+    Args:
+        directory: descriptor of the target; it stays open.
+        reserved: names directly below the target that are this tool's own and are skipped.
+        writers: how many threads write bodies from the start (zip); 0 leaves it to what
+            the file system turns out to be.
+
+    Attributes:
+        files, bytes (int): what has been unpacked.
+    """
+
+    def __init__(self, directory: int, reserved: "Tuple[bytes, ...]" = (), writers: int = 0) -> None:
+        self.files = 0
+        self.bytes = 0
+        self._root = directory
+        self._reserved = reserved
+        self._directories = Directories(directory)
+        self._directories.flush = self._drain  # type: ignore[method-assign]
+        self._symlinks = {}  # type: Dict[tuple, _Symlink]
+        self._attributes = {}  # type: Dict[tuple, Tuple[int, Optional[int]]]
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
+        self._pool = None  # type: Optional[Writers]
+        self._creation = 0.0  # mean seconds of the latest creations
+        if writers:
+            self._pool = Writers(writers, self._create)
+
+    def unpack(self, members: "Iterable[Member]", tick: "Callable[[], None]" = lambda: None) -> None:
+        """Unpack all members; ``tick`` is called after each.
+
+        Raises:
+            ArchiveError: a member is unsafe, or does not fit the others.
+            CannotCreate, InputOutputError: the system refused; the message names the path.
+        """
+        path = b""
+        try:
+            for member in members:
+                path = member.path
+                if member.kind is FILE:
+                    self._file(member)
+                elif member.kind is DIRECTORY:
+                    self._directory(member)
+                elif member.kind is SYMLINK:
+                    self._symlink(member)
+                else:
+                    self._hard_link(member)
+                tick()
+            self._drain()
+            for parts, link in self._symlinks.items():
+                path = b"/".join(parts)
+                self._make_symlink(path, link)
+        except OSError as error:
+            raise failure(error, path, self._root)
+        finally:
+            if self._pool is not None:
+                self._pool.close()
+
+    def set_attributes(self) -> None:
+        """Give the directories their modes and times; last, because writing changes both."""
+        # Children before their parents: without the parent's x bit they are out of reach.
+        for parts in sorted(self._attributes, key=len, reverse=True):
+            mode, mtime_ns = self._attributes[parts]
+            path = b"/".join(parts)
+            try:
+                descriptor = self._directories.of(path)
+                os.fchmod(descriptor, mode & 0o777 & ~self._umask)
+                if mtime_ns is not None:
+                    _set_time(descriptor, mtime_ns, path)
+            except OSError as error:
+                raise failure(error, path, self._root)
+
+    def close(self) -> None:
+        """Close what was opened; the target's own descriptor stays open."""
+        self._directories.close()
+
+    # Files
+
+    def _file(self, member: Member) -> None:
+        path = member.path
+        parent, _, name = path.rpartition(b"/")
+        if not name or name == b"." or name == b".." or (not parent and path[:1] == b"/"):
+            components(path)
+            raise ArchiveError(_unsafe(path, "is no name for a file"))
+        descriptor = self._parent(parent, path)
+        if descriptor == self._root and name in self._reserved:
+            for _ in member.body:
+                pass  # used up, so that the next member is found
+            return
+        self.files += 1
+        self.bytes += member.size
+        if self._symlinks:
+            # The last member of a name wins.
+            self._symlinks.pop(components(path), None)
+        if self._pool is not None:
+            self._pool.write(descriptor, name, member)
+            return
+        began = time.perf_counter()
+        handle = self._create(descriptor, name, member)
+        seconds = time.perf_counter() - began
+        write(handle, member)
+        # A running mean, so that a stray stop of one call does not decide.
+        self._creation += (seconds - self._creation) / _SAMPLES
+        if self._creation > _SLOW_SECONDS and self.files > _SAMPLES:
+            self._pool = Writers(_SLOW_WRITERS, self._create)
+
+    def _create(self, descriptor: int, name: bytes, member: Member) -> int:
+        """Open a new file; an earlier member of the same name gives way."""
+        try:
+            return create(descriptor, name, member.mode)
+        except FileExistsError:
+            self._remove(descriptor, name)
+            return create(descriptor, name, member.mode)
+
+    def _remove(self, descriptor: int, name: bytes) -> None:
+        """Remove what an earlier member made, if it is no directory with something in it."""
+        try:
+            os.unlink(name, dir_fd=descriptor)
+        except (IsADirectoryError, PermissionError):  # EISDIR on Linux, EPERM in POSIX
+            os.rmdir(name, dir_fd=descriptor)
+            self._removed_directory = True
+
+    def _drain(self) -> None:
+        if self._pool is not None:
+            self._pool.drain()
+
+    def _parent(self, parent: bytes, path: bytes) -> int:
+        """The descriptor of a member's directory, made if need be."""
+        try:
+            return self._directories.of(parent, True)
+        except NotADirectoryError:
+            raise ArchiveError(_unsafe(path, "lies below a member that is no directory"))
+        except ArchiveError:
+            components(path)  # the same error, with the whole name
+            raise
+
+    # Directories and links
+
+    def _directory(self, member: Member) -> None:
+        parts = components(member.path)
+        if not parts:
+            return  # the target itself: its mode and time are the caller's
+        self._symlinks.pop(parts, None)
+        path = b"/".join(parts)
+        parent, _, name = path.rpartition(b"/")
+        descriptor = self._parent(parent, path)
+        try:
+            os.mkdir(name, 0o777, dir_fd=descriptor)
+        except FileExistsError:
+            self._drain()
+            if not stat.S_ISDIR(os.lstat(name, dir_fd=descriptor).st_mode):
+                os.unlink(name, dir_fd=descriptor)
+                os.mkdir(name, 0o777, dir_fd=descriptor)
+        self._attributes[parts] = (member.mode, member.mtime_ns)
+
+    def _symlink(self, member: Member) -> None:
+        parts = components(member.path)
+        if not parts:
+            raise ArchiveError(_unsafe(member.path, "would replace the target itself"))
+        if not member.target or b"\0" in member.target:
+            raise ArchiveError(_unsafe(member.path, "is a symlink to nothing"))
+        if len(parts) == 1 and parts[0] in self._reserved:
+            return
+        self._symlinks.pop(parts, None)
+        self._symlinks[parts] = _Symlink(member.target, member.mtime_ns)
+
+    def _make_symlink(self, path: bytes, link: _Symlink) -> None:
+        parent, _, name = path.rpartition(b"/")
+        descriptor = self._parent(parent, path)
+        try:
+            if link.made is None:
+                self._replacing(descriptor, name, lambda: os.symlink(link.target, name, dir_fd=descriptor))
+                link.made = path
+            else:
+                self._link(link.made, path)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise ArchiveError(
+                    _unsafe(path, "is a symlink, and other members would be written through it")
+                )
+            raise
+        if link.mtime_ns is not None:
+            os.utime(
+                name, ns=(link.mtime_ns, link.mtime_ns), dir_fd=descriptor, follow_symlinks=False
+            )
+
+    def _hard_link(self, member: Member) -> None:
+        path, parts = member.path, components(member.path)
+        if not parts or not member.target or b"\0" in member.target:
+            raise ArchiveError(_unsafe(path, "is a hard link without a name or a target"))
+        try:
+            target = components(member.target)
+        except ArchiveError:
+            raise ArchiveError(_unsafe(path, "is a hard link to " + printable(member.target)))
+        if parts in [(name,) for name in self._reserved]:
+            return
+        if target in self._symlinks:
+            self._symlinks[parts] = self._symlinks[target]
+            return
+        self._drain()
+        parent, name = b"/".join(parts[:-1]), parts[-1]
+        try:
+            source = self._directories.of(b"/".join(target[:-1]))
+            status = os.lstat(target[-1], dir_fd=source)
+        except (IndexError, FileNotFoundError, NotADirectoryError):
+            if member.size:  # nothing to link, but a body: that makes the file
+                self._file(member)
+                return
+            status = None
+        if status is None or not stat.S_ISREG(status.st_mode):
+            what = "is a hard link to {}, which is no file of this archive"
+            raise ArchiveError(_unsafe(path, what.format(printable(member.target))))
+        self._symlinks.pop(parts, None)
+        self.files += 1
+        if parts != target:
+            self._parent(parent, path)
+            self._link(b"/".join(target), b"/".join(parts))
+        if member.size:
+            # conda-pack's defect: the body is that of the one file that both names have.
+            descriptor = self._parent(parent, path)
+            if not status.st_mode & 0o200:
+                os.chmod(name, status.st_mode | 0o200, dir_fd=descriptor)
+            handle = os.open(name, _REWRITE, dir_fd=descriptor)
+            os.fchmod(handle, stat.S_IMODE(status.st_mode))
+            write(handle, member)
+
+    def _link(self, existing: bytes, path: bytes) -> None:
+        """Make ``path`` a hard link to ``existing``, both below the target."""
+        old_parent, _, old_name = existing.rpartition(b"/")
+        parent, _, name = path.rpartition(b"/")
+        # A copy, because finding the second directory may close the first.
+        source = os.dup(self._directories.of(old_parent))
+        try:
+            descriptor = self._directories.of(parent, True)
+            self._replacing(
+                descriptor,
+                name,
+                lambda: os.link(
+                    old_name, name, src_dir_fd=source, dst_dir_fd=descriptor, follow_symlinks=False
+                ),
+            )
+        finally:
+            os.close(source)
+
+    def _replacing(self, descriptor: int, name: bytes, make: "Callable[[], None]") -> None:
+        """Call ``make``; an earlier member of the same name gives way."""
+        try:
+            make()
+        except FileExistsError:
+            self._remove(descriptor, name)
+            make()
+
+
+def failure(error: OSError, path: bytes, directory: int) -> Failure:
+    """What an error of the system, met at ``path`` below ``directory``, means to the user."""
+    name, why = printable(path), error.strerror
+    if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ):
+        return ArchiveError("{}: {}; pack it under a shorter name".format(name, why))
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY):
+        return ArchiveError(_unsafe(path, "takes the place of another member"))
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return CannotCreate("cannot write {}: {}; choose another directory".format(name, why))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        status = os.fstatvfs(directory)
+        return InputOutputError(
+            "cannot write {}: {} ({} bytes and {} files free); make room or choose a larger "
+            "file system".format(name, why, status.f_bavail * status.f_frsize, status.f_favail)
+        )
+    return InputOutputError("cannot write {}: {}; try again".format(name, why))
+
+
+def _unsafe(path: bytes, what: str) -> str:
+    return "the archive is unsafe: {} {}; nothing of it was kept".format(printable(path), what)

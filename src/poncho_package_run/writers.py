@@ -1,0 +1,127 @@
+"""Writing files: one by one, or by several threads where each call makes the writer wait."""
+
+import os
+import threading
+from collections import deque
+
+from .archive.member import Member
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Optional
+
+    Create = Callable[[int, bytes, Member], int]
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# Content that waits for a writer.  A member's bytes keep their chunk of the stream alive
+# (1 MiB), but neighbours share it.
+_WAITING_BYTES = 4 << 20
+
+
+def create(directory: int, name: bytes, mode: int) -> int:
+    """Create a file that must not exist; never setuid, setgid or sticky; less the umask."""
+    return os.open(name, _CREATE, mode & 0o777, dir_fd=directory)
+
+
+def write(handle: int, member: Member) -> None:
+    """Write a member's body and time to an open file, and close it."""
+    try:
+        for data in member.body:
+            count = os.write(handle, data)
+            while count < len(data):
+                data = data[count:]
+                count = os.write(handle, data)
+        if member.mtime_ns is not None:
+            os.utime(handle, ns=(member.mtime_ns, member.mtime_ns))
+    finally:
+        os.close(handle)
+
+
+class Writers:
+    """Threads that write detached bodies; others are written at once by the caller.
+
+    No two files of one name are ever under way at the same time, so that the last member of
+    a name wins here as well.
+
+    Args:
+        count: how many threads.
+        create: opens a new file, given its directory, its name and the member.
+    """
+
+    def __init__(self, count: int, create: "Create") -> None:
+        self._create = create
+        self._changed = threading.Condition()
+        self._tasks = deque()  # type: deque
+        self._names = set()  # type: set
+        self._waiting = 0
+        self._error = None  # type: Optional[BaseException]
+        self._closed = False
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def write(self, directory: int, name: bytes, member: Member) -> None:
+        """Have a file written.
+
+        Raises:
+            OSError, Failure: what an earlier file met.
+        """
+        if not member.detached:
+            self.drain()
+            write(self._create(directory, name, member), member)
+            return
+        key = (directory, name)
+        with self._changed:
+            while not self._error and (
+                key in self._names
+                or self._tasks
+                and (
+                    self._waiting + member.size > _WAITING_BYTES
+                    or len(self._tasks) > 4 * len(self._threads)
+                )
+            ):
+                self._changed.wait()
+            self._raise()
+            self._names.add(key)
+            self._tasks.append((directory, name, member))
+            self._waiting += member.size
+            self._changed.notify_all()
+
+    def drain(self) -> None:
+        """Wait until all is written, and raise what went wrong."""
+        with self._changed:
+            while self._names and not self._error:
+                self._changed.wait()
+            self._raise()
+
+    def close(self) -> None:
+        """End the threads; what has not been begun is dropped."""
+        with self._changed:
+            self._closed = True
+            self._tasks.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._tasks and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                directory, name, member = self._tasks.popleft()
+            try:
+                write(self._create(directory, name, member), member)
+            except BaseException as error:  # raised in the caller, by write or drain
+                with self._changed:
+                    self._error = self._error or error
+            with self._changed:
+                self._names.discard((directory, name))
+                self._waiting -= member.size
+                self._changed.notify_all()
