@@ -1,0 +1,1 @@
+"""What several tests need: archives built by hand, trees compared, processes watched."""

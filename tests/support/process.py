@@ -1,0 +1,52 @@
+"""Watching processes from outside (Linux: by reading /proc)."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def wait_for(predicate: Callable[[], Any], timeout: float = 20.0, what: str = "") -> Any:
+    """The first true value that ``predicate`` returns; AssertionError after ``timeout`` seconds."""
+    end = time.monotonic() + timeout
+    while True:
+        value = predicate()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {timeout} s in vain for {what or predicate}")
+        time.sleep(0.01)
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, process group, ... of ``pid``; empty when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="latin-1") as file:
+            # The name comes second, in parentheses, and may hold spaces and parentheses.
+            return file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def is_alive(pid: int) -> bool:
+    """Whether ``pid`` exists and is not a zombie."""
+    return _stat(pid)[:1] not in ([], ["Z"], ["X"])
+
+
+def state_of(pid: int) -> str:
+    """The letter that ps(1) shows (R, S, T, Z, ...), empty when there is no such process."""
+    return (_stat(pid) or [""])[0]
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def children_of(pid: int) -> list[int]:
+    """The living direct children of ``pid``."""
+    return [each for each in _pids() if _stat(each)[1:2] == [str(pid)] and is_alive(each)]
+
+
+def group_members(pgid: int) -> list[int]:
+    """The living processes of process group ``pgid``."""
+    return [each for each in _pids() if _stat(each)[2:3] == [str(pgid)] and is_alive(each)]
