@@ -1,0 +1,147 @@
+"""What a cold start tells the user: phases, progress, and who is waited for (stderr only)."""
+
+import os
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+# Nobody wants to read about what is over within a second, nor five lines a second about the rest.
+_FIRST, _EVERY = 1.0, 0.25  # seconds
+
+
+def warn(message: str) -> None:
+    """Write one line to stderr; without a stderr to write to, do nothing.
+
+    What cannot be printed, such as a newline or an escape sequence in a member's
+    name, is shown by its escape, so that a line stays one line.
+    """
+    _write("poncho_package_run: {}\n".format(_printable(message)))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _write(text: str) -> None:
+    try:
+        os.write(2, text.encode())
+    except OSError:
+        pass  # stderr is closed or its reader is gone: nobody to tell, and the command goes on
+
+
+class Report:
+    """Tells about a cold start: a transient line on a terminal, and with ``debug`` every phase.
+
+    Attributes:
+        debug (bool): also say what each phase took, and sum up.
+    """
+
+    def __init__(self, debug: bool = False) -> None:
+        self.debug = debug
+        self._began = self._phase_began = time.monotonic()
+        self._due = self._phase_began + _FIRST
+        self._drawn = 0
+        try:
+            self._columns = os.get_terminal_size(2).columns or 80  # a new pseudo-terminal says 0
+        except OSError:
+            self._columns = 0
+            self._due = float("inf")  # no terminal: one comparison is all that progress costs
+
+    def phase(self, name: str) -> "_Phase":
+        """A context manager around one phase of the work; ``name`` is an infinitive."""
+        return _Phase(self, name)
+
+    def progress(self, done: int, total: "Optional[int]") -> None:
+        """Say how far into an archive of ``total`` bytes (None: a pipe) the unpacking is.
+
+        Cheap enough for every chunk: until a new line is due it reads the clock at most.
+        """
+        elapsed = self._elapsed_if_due()
+        if elapsed:
+            rate = done / elapsed
+            parts = ["unpacking: " + _megabytes(done)]
+            if total:
+                parts[0] += " of {} ({}%)".format(_megabytes(total), 100 * done // total)
+            parts.append(_megabytes(rate) + "/s")
+            if total and rate:
+                parts.append("{:.0f} s left".format((total - done) / rate))
+            self._draw(", ".join(parts))
+
+    def waiting(self, holder: "Optional[str]", seconds: float) -> None:
+        """Say who holds the lock (None: not known) that is waited for ``seconds`` at most.
+
+        To be called at every attempt, like ``progress``.
+        """
+        elapsed = self._elapsed_if_due()
+        if elapsed:
+            self._draw(
+                "waiting for {} to unpack the environment: {:.0f} of {:.0f} s".format(
+                    holder or "another process", elapsed, seconds
+                )
+            )
+
+    def warn(self, message: str) -> None:
+        """``warn``, on a line of its own."""
+        self.erase()
+        warn(message)
+
+    def summary(self, files: int, size: int, records: int) -> None:
+        """With ``debug``: how many files and bytes were written, and prefix records rewritten."""
+        if self.debug:
+            self.warn(
+                "{} files, {} bytes, {} records in {:.3f} seconds".format(
+                    files, size, records, time.monotonic() - self._began
+                )
+            )
+
+    def erase(self) -> None:
+        """Take the transient line away, if there is one."""
+        if self._drawn:
+            # Spaces rather than an escape sequence: this works on a dumb terminal as well.
+            _write("\r{}\r".format(" " * self._drawn))
+            self._drawn = 0
+
+    def _elapsed_if_due(self) -> float:
+        """Seconds since the phase began when a new transient line is due, else 0."""
+        if self._due == float("inf"):
+            return 0
+        now = time.monotonic()
+        if now < self._due:
+            return 0
+        self._due = now + _EVERY
+        return now - self._phase_began
+
+    def _draw(self, text: str) -> None:
+        # A line that wraps could not be taken back with a carriage return.
+        text = "poncho_package_run: {}".format(_printable(text))[: self._columns - 1]
+        _write("\r" + text.ljust(self._drawn))
+        self._drawn = max(self._drawn, len(text))
+
+
+class _Phase:
+    def __init__(self, report: Report, name: str) -> None:
+        self.report = report
+        self.name = name
+
+    def __enter__(self) -> None:
+        report = self.report
+        self.outer_began = report._phase_began
+        report._phase_began = self.began = time.monotonic()
+        report._due = max(report._due, self.began + _FIRST)
+
+    def __exit__(self, kind: object, *_error: object) -> None:
+        report = self.report
+        report.erase()
+        report._phase_began = self.outer_began
+        if report.debug:
+            report.warn(
+                "{}{}: {:.3f} seconds".format(
+                    self.name, " (failed)" if kind else "", time.monotonic() - self.began
+                )
+            )
+
+
+def _megabytes(count: float) -> str:
+    return "{:.1f} MB".format(count / 1e6)
