@@ -1,0 +1,145 @@
+"""A real Work Queue manager and its workers, on the loopback address and bounded in time.
+
+As Debian packages them: coop-computing-tools and python3-workqueue, release 9.9.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import uuid
+from pathlib import Path
+from typing import Any, Optional
+
+from . import commands
+from .process import wait_for
+
+PYTHON = "/usr/bin/python3"
+_MANAGER = Path(__file__).with_name("manager.py")
+
+
+def need_work_queue() -> None:
+    """Skips the test, or fails it under PONCHO_CI=1, where Work Queue is not installed."""
+    commands.need("work_queue_worker")
+    asked = subprocess.run(
+        [PYTHON, "-I", "-c", "import work_queue, dill"], capture_output=True, check=False
+    )
+    if asked.returncode:
+        commands.missing(
+            "needs Work Queue: apt-get install coop-computing-tools python3-workqueue python3-dill"
+        )
+
+
+class WorkQueue:
+    """One manager and its workers, to be used as a context manager.
+
+    Attributes:
+        sandboxes (Path): the workers' ``--workdir``; empty once they have ended.
+        tmp (Path): the workers' TMPDIR.
+        environ (dict): what workers and the manager get as environment.  A variable in it marks
+            every process that descends from them, whatever became of its parents.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sandboxes = folder / "sandboxes"
+        self.tmp = folder / "worker-tmp"
+        for each in (self.sandboxes, self.tmp, folder / "manager-tmp"):
+            each.mkdir(parents=True)
+        self._mark = f"PONCHO_TEST_MARK={uuid.uuid4()}"
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": "/nonexistent",
+            "CATALOG_HOST": "127.0.0.1",
+            "TMPDIR": str(self.tmp),
+            # A worker that outlives its test must not find the next test's manager at its port.
+            "TCP_LOW_PORT": str(random.randrange(20000, 30000)),
+            **dict([self._mark.split("=")]),
+        }
+        self.port = 0
+        self._manager: Optional[subprocess.Popen[bytes]] = None
+
+    def __enter__(self) -> "WorkQueue":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended by itself after it was listed
+        if self._manager:
+            self._manager.wait()
+
+    def submit(self, *tasks: dict[str, Any], path: str = "") -> None:
+        """Start the manager with these tasks (see manager.py), ``path`` before its PATH."""
+        described = self.folder / "tasks.json"
+        described.write_text(json.dumps(tasks))
+        environ = {**self.environ, "TMPDIR": str(self.folder / "manager-tmp")}
+        self.start_manager([PYTHON, "-I", _MANAGER, described], environ, path)
+        self.port = int(wait_for(lambda: self._lines()[:1], what="the manager's port")[0])
+
+    def start_manager(self, command: list[Any], environ: dict[str, str], path: str = "") -> None:
+        """Start any manager program; what it prints is in ``printed``."""
+        environ = {**environ, "PATH": os.pathsep.join([path, environ["PATH"]])}
+        with open(self.folder / "manager.out", "wb") as out:
+            self._manager = subprocess.Popen(
+                command, env=environ, cwd=self.folder, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def printed(self) -> str:
+        """What the manager has printed so far."""
+        return (self.folder / "manager.out").read_text()
+
+    def _lines(self) -> list[str]:
+        assert self._manager and self._manager.poll() is None, f"manager ended: {self.printed}"
+        # The last one may not be whole yet.
+        return self.printed.split("\n")[:-1]
+
+    def start_worker(self, cores: int = 2, wrapper: tuple[Any, ...] = ()) -> subprocess.Popen[bytes]:
+        """A worker for this manager, run by ``wrapper``; it leaves when the manager does."""
+        with open(self.folder / "worker.out", "ab") as out:
+            return subprocess.Popen(
+                [
+                    *wrapper, "work_queue_worker", "--single-shot", "--timeout", "30",
+                    "--workdir", self.sandboxes, "--cores", str(cores),
+                    "--memory", "4000", "--disk", "4000", "127.0.0.1", str(self.port),
+                ],
+                env=self.environ, cwd=self.folder, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def results(self, count: int) -> list[dict[str, Any]]:
+        """The reports of ``count`` tasks, once so many have ended, in the order of submission."""
+        lines = wait_for(
+            lambda: self._lines() if len(self._lines()) > count else None, 90,
+            f"{count} results of the manager",
+        )  # fmt: skip
+        return sorted(map(json.loads, lines[1:]), key=lambda report: report["number"])
+
+    def processes(self) -> list[int]:
+        """Every living process that descends from this manager or its workers."""
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                environ = Path("/proc", name, "environ").read_bytes()
+            except OSError:
+                continue  # it ended just now, or is not ours to read
+            if self._mark.encode() in environ.split(b"\0"):
+                found.append(int(name))
+        return found
+
+    def stop(self, worker: "subprocess.Popen[bytes]") -> None:
+        """End a worker as a batch system does, and wait until nothing of it is left."""
+        worker.terminate()
+        worker.wait(30)
+        assert self._manager
+        manager = self._manager.pid
+        wait_for(lambda: set(self.processes()) <= {manager}, 30, "the last task to end")
+
+    def leftovers(self) -> list[Path]:
+        """What is still in the workers' directories."""
+        return [*self.sandboxes.rglob("*"), *self.tmp.rglob("*")]

@@ -1,0 +1,184 @@
+"""The tool under a real Work Queue: a manager, workers and tasks on the loopback address."""
+
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+from support.process import wait_for
+from support.work_queue import PYTHON, WorkQueue, need_work_queue
+
+KEPT = '--unpack-to "$WORK_QUEUE_SANDBOX"/env'
+TEMPORARY = ""
+PLACES = pytest.mark.parametrize("place", [KEPT, TEMPORARY], ids=["kept", "temporary"])
+
+
+@pytest.fixture
+def engine(tmp_path):
+    need_work_queue()
+    with WorkQueue(tmp_path / "engine") as engine:
+        yield engine
+
+
+@pytest.fixture
+def task(artifact, tiny):
+    """Describes a task that runs a command line in the tiny environment."""
+
+    def describe(command, place=KEPT, after="", **more):
+        return {
+            "command": f"./poncho_package_run -e env.tar.gz {place} -- {command}{after}",
+            # Both are sent once, and hard-linked into every sandbox.
+            "inputs": {"poncho_package_run": str(artifact), "env.tar.gz": str(tiny)},
+            **more,
+        }
+
+    return describe
+
+
+def test_twenty_tasks_share_one_unpacking(engine, task):
+    """All twenty see one directory: the same completion marker, the same file, not a copy of it."""
+    show = """sh -c 'cat "$CONDA_PREFIX"/.poncho_package_run_expanded
+                     stat -c " %i %Z" "$CONDA_PREFIX"/bin/hello; hello task {}'"""
+    engine.submit(*(task(show.format(number)) for number in range(20)))
+    engine.start_worker(cores=8)
+    results = engine.results(20)
+    assert [result["status"] for result in results] == [0] * 20, results
+    lines = [result["output"].splitlines() for result in results]
+    assert [each[-1].split()[-2:] for each in lines] == [["task", str(n)] for n in range(20)]
+    [shared] = {"\n".join(each[:-1]) for each in lines}
+    marker, _end = json.JSONDecoder().raw_decode(shared)
+    assert os.path.dirname(os.path.dirname(marker["prefix"])) == str(engine.sandboxes)
+
+
+def test_twenty_tasks_with_temporary_environments(engine, task):
+    show = """sh -c 'echo "$CONDA_PREFIX"; ls -d "$CONDA_PREFIX"; hello task {}'"""
+    engine.submit(*(task(show.format(number), TEMPORARY) for number in range(20)))
+    worker = engine.start_worker(cores=2)
+    results = engine.results(20)
+    assert [result["status"] for result in results] == [0] * 20, results
+    prefixes = set()
+    for number, result in enumerate(results):
+        prefix, found, said = result["output"].splitlines()
+        assert prefix == found and said.endswith(f"task {number}")
+        prefixes.add(prefix)
+    assert len(prefixes) == 20
+    assert [prefix for prefix in prefixes if os.path.exists(prefix)] == []
+    engine.stop(worker)
+    assert engine.leftovers() == []
+
+
+@PLACES
+def test_exit_status_reaches_the_manager(engine, task, place):
+    engine.submit(task("sh -c 'exit 7'", place), task("sh -c 'kill -TERM $$'", place))
+    worker = engine.start_worker()
+    exited, killed = engine.results(2)
+    assert exited["status"] == 7, exited
+    if place == TEMPORARY:
+        assert killed["status"] == 128 + 15, killed
+    else:
+        # The tool became the command: Work Queue itself sees the signal.
+        assert killed["status"] in (15, 128 + 15), killed
+    engine.stop(worker)
+    assert engine.leftovers() == []
+
+
+def test_tasks_over_their_run_time(engine, task):
+    """What the worker's SIGKILL leaves behind ends by itself and takes its directory with it.
+
+    With a second command after it the tool is the shell's child, and the signal hits the shell
+    alone; without one, the shell has become the tool.
+    """
+    engine.submit(
+        *(
+            task("sh -c 'hello; sleep 12'", place, after, seconds=1)
+            for place in (KEPT, TEMPORARY)
+            for after in ("", "; exit")
+        )
+    )
+    worker = engine.start_worker(cores=4)
+    results = [result["result"] for result in engine.results(4)]
+    assert results == [results[0]] * 4 and "TIME" in results[0], results
+    engine.stop(worker)
+    assert engine.leftovers() == []
+
+
+def test_cancelled_tasks(engine, task, tmp_path):
+    started = {place: tmp_path / f"started {len(place)}" for place in (KEPT, TEMPORARY)}
+    cancelled = [
+        task(f"sh -c 'hello > \"{path}\"; sleep 300'; exit", place, cancel_when=str(path))
+        for place, path in started.items()
+    ]
+    engine.submit(*cancelled, task("sh -c 'hello; sleep 2'"))
+    worker = engine.start_worker(cores=3)
+    wait_for(lambda: all(path.exists() for path in started.values()), what="the tasks to start")
+    [result] = engine.results(1)
+    assert (result["number"], result["status"]) == (2, 0), result
+    # The worker is alive yet: it was the cancelling that ended the others.
+    wait_for(lambda: not running(engine, "sleep"), what="the cancelled tasks to end")
+    engine.stop(worker)
+    assert engine.leftovers() == []
+
+
+def test_worker_stopped_by_its_batch_system(engine, task, tmp_path):
+    started = {place: tmp_path / f"started {len(place)}" for place in (KEPT, TEMPORARY)}
+    command = "sh -c 'if [ -e \"{0}\" ]; then hello; else hello > \"{0}\"; sleep 300; fi'; exit"
+    engine.submit(*(task(command.format(path), place) for place, path in started.items()))
+    worker = engine.start_worker()
+    wait_for(lambda: all(path.exists() for path in started.values()), what="the tasks to start")
+    engine.stop(worker)
+    assert engine.leftovers() == []
+    # Their manager gives the same tasks to the next worker, which finds nothing half done.
+    worker = engine.start_worker()
+    results = engine.results(2)
+    assert [result["status"] for result in results] == [0, 0], results
+    engine.stop(worker)
+    assert engine.leftovers() == []
+
+
+@pytest.mark.parametrize("name", ["python_package_run", "poncho_package_run"])
+def test_python_task(engine, artifact, tmp_path, name):
+    """The manager finds the artifact on its PATH and builds the command line by itself."""
+    (tmp_path / "bin").mkdir()
+    shutil.copy(artifact, tmp_path / "bin" / name)
+    describe = {
+        "function": "lambda x: (2 * x, __import__('os').environ['CONDA_PREFIX'])",
+        "environment": str(python_environment(tmp_path)),
+        "tool": name,
+    }
+    engine.submit(
+        *({**describe, "args": [number]} for number in range(4)), path=str(tmp_path / "bin")
+    )
+    worker = engine.start_worker()
+    values = [eval(result["value"]) for result in engine.results(4)]
+    assert [value for value, _prefix in values] == [0, 2, 4, 6]
+    [prefix] = {prefix for _value, prefix in values}
+    assert os.path.basename(prefix) == "env.tar.gz-env"
+    assert engine.sandboxes in Path(prefix).parents
+    engine.stop(worker)
+    assert engine.leftovers() == []
+
+
+def running(engine, program):
+    """The processes of this engine that run ``program``."""
+    found = []
+    for pid in engine.processes():
+        try:
+            if Path(f"/proc/{pid}/comm").read_text() == program + "\n":
+                found.append(pid)
+        except OSError:
+            pass  # it ended after it was listed
+    return found
+
+
+def python_environment(folder):
+    """An environment whose Python is Debian's, so that both ends of a PythonTask have one dill."""
+    (folder / "conda-meta").mkdir()
+    (folder / "conda-meta" / "history").touch()
+    (folder / "python").symlink_to(PYTHON)
+    archive = folder / "env.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder / "conda-meta" / "history", "conda-meta/history")
+        tar.add(folder / "python", "bin/python")
+    return archive
