@@ -66,9 +66,7 @@ def test_unpack_to_option(run, tiny, tmp_path, spelling, order):
     assert (kept / "bin" / "hello").is_file()
 
 
-@pytest.mark.parametrize(
-    "spelling", ["-w {}", "-w{}", "--wait-for-lock {}", "--wait-for-lock={}"]
-)
+@pytest.mark.parametrize("spelling", ["-w {}", "-w{}", "--wait-for-lock {}", "--wait-for-lock={}"])
 @pytest.mark.parametrize("seconds", ["0", "1", "100000"])
 def test_wait_for_lock_option(run, tiny, tmp_path, spelling, seconds):
     words = spelling.format(seconds).split()

@@ -5,14 +5,13 @@ import gzip
 import os
 import resource
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from support import interpreters, tars
-from support.commands import missing, need
+from support import interpreters, tars, tracing
+from support.commands import missing
 from support.environments import PLACEHOLDER
 from support.messages import refused, status_of
 
@@ -140,8 +139,8 @@ class Test66TheArchive:
         refused(run("-e", archive, *place, "true"), 66, str(archive))
 
     def test_66_may_not_be_read_even_by_root(self, run, tiny, place, tmp_path):
-        words = ["-qq", "-f", "-o", "/dev/null", "-P", tiny, "-e", "inject=openat:error=EACCES"]
-        refused(run("-e", tiny, *place, "true", wrapper=[need("strace"), *words]), 66, str(tiny))
+        wrapper = tracing.failing("openat", "EACCES", paths=[tiny])
+        refused(run("-e", tiny, *place, "true", wrapper=wrapper), 66, str(tiny))
 
 
 class Test69ADecoder:
@@ -151,22 +150,10 @@ class Test69ADecoder:
         refused(run("-e", archive, *place, "true", env=env), 69, str(archive), "unsquashfs")
 
     def test_69_of_zstd_is_missing(self, run, environment, place, tmp_path):
-        python = without_zstd()
-        library = subprocess.run(
-            ["sh", "-c", "PATH=$PATH:/sbin ldconfig -p"], capture_output=True, text=True
-        ).stdout
-        hidden = [
-            line.split("=> ")[1].strip() for line in library.splitlines() if "libzstd" in line
-        ]
-        words = ["-qq", "-f", "-o", "/dev/null"]
-        for path in hidden:
-            words += ["-P", path]
-        # Where the machine has no libzstd at all, nothing need be hidden from the tool.
-        wrapper = [need("strace"), *words, "-e", "inject=openat:error=ENOENT"] if hidden else []
         result = run(
             *["-e", environment.archive("tar.zst"), *place, "true"],
-            interpreter=python,
-            wrapper=wrapper,
+            interpreter=without_zstd(),
+            wrapper=tracing.without_libzstd(),
             env={"PATH": "/nonexistent"},
         )
         refused(result, 69, "zstd", str(environment.archive("tar.zst")))
@@ -205,9 +192,8 @@ class Test73TheDirectory:
     def test_73_may_not_be_written_even_by_root(self, run, tiny, tmp_path):
         result = run(
             *["-e", tiny, "-d", tmp_path / "kept", "hello"],
-            wrapper=[need("strace"), "-qq", "-f", "-o", "/dev/null",
-                     "-e", "inject=mkdir,mkdirat:error=EROFS"],
-        )  # fmt: skip
+            wrapper=tracing.failing("mkdir,mkdirat", "EROFS"),
+        )
         refused(result, 73, str(tmp_path / "kept"))
 
     @pytest.mark.parametrize("temporary", ["/proc", "/nonexistent/tmp", "FILE"])
@@ -229,19 +215,18 @@ class Test74ReadingOrWriting:
     @pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT", "EIO"])
     def test_74_writing_fails(self, run, environment, place, tmp_path, error):
         # Not the first ones, which are the interpreter's.
-        calls = f"inject=write,pwrite64,writev,pwritev:error={error}:when=40+"
-        wrapper = [need("strace"), "-qq", "-f", "-o", tmp_path / "trace", "-e", calls]
+        calls, log = "write,pwrite64,writev,pwritev", tmp_path / "trace"
+        wrapper = tracing.failing(calls, error, when="40+", log=log)
         result = run("-e", environment.archive("tar"), *place, "true", wrapper=wrapper)
         # The message itself is written with the same call, and lost.
         assert result.returncode == 74
         assert result.stdout == b""
-        assert "INJECTED" in (tmp_path / "trace").read_text()
+        assert "INJECTED" in log.read_text()
         assert left(tmp_path) == []
 
     def test_74_reading_fails(self, run, environment, place, tmp_path):
         archive = environment.archive()
-        calls = "inject=read,pread64:error=EIO:when=3+"
-        wrapper = [need("strace"), "-qq", "-f", "-o", "/dev/null", "-P", archive, "-e", calls]
+        wrapper = tracing.failing("read,pread64", "EIO", when="3+", paths=[archive])
         refused(run("-e", archive, *place, "true", wrapper=wrapper), 74, str(archive))
         assert left(tmp_path) == []
 
@@ -344,8 +329,7 @@ def test_the_readme_shows_every_row():
 
 
 def test_cleaning_up_never_changes_the_status(run, tiny, tmp_path):
-    calls = "inject=unlink,unlinkat,rmdir:error=EBUSY"
-    wrapper = [need("strace"), "-qq", "-f", "-o", tmp_path / "trace", "-e", calls]
+    wrapper = tracing.failing("unlink,unlinkat,rmdir", "EBUSY", log=tmp_path / "trace")
     result = run("-e", tiny, "sh", "-c", "exit 7", wrapper=wrapper)
     assert "INJECTED" in (tmp_path / "trace").read_text()
     assert (result.returncode, result.stdout, result.stderr) == (7, b"", b"")
