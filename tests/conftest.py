@@ -85,7 +85,8 @@ def prepare(artifact: Path, variables: dict[bytes, bytes]) -> Callable[..., dict
                 merged.pop(os.fsencode(name), None)
             else:
                 merged[os.fsencode(name)] = os.fsencode(value)
-        args = [interpreter or sys.executable, artifact, *words]
+        wrapper = options.pop("wrapper", ())
+        args = [*wrapper, interpreter or sys.executable, artifact, *words]
         options.setdefault("stdin", subprocess.DEVNULL)
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
@@ -101,7 +102,8 @@ def run(
     """Run the artifact to its end: ``run(*args, interpreter=, env=, cwd=, timeout=, check=)``.
 
     ``env`` is laid over the fixture ``variables``; None as a value removes a variable.
-    ``check=True`` asserts status 0.  Other arguments go to subprocess.run.
+    ``check=True`` asserts status 0.  ``wrapper`` is the start of a command line to run it
+    under (strace and its options, say).  Other arguments go to subprocess.run.
     """
 
     def run(
