@@ -7,7 +7,8 @@ import time
 
 from .archive.member import DIRECTORY, FILE, SYMLINK, Member
 from .directories import Directories, components, printable
-from .errors import ArchiveError, CannotCreate, Failure, InputOutputError
+from .errors import ArchiveError
+from .refused import failure, unsafe
 from .writers import Writers, create, write
 
 TYPE_CHECKING = False
@@ -43,15 +44,14 @@ class Tree:
 
     Args:
         directory: descriptor of the target; it stays open.
-        reserved: names directly below the target that are this tool's own and are skipped.
-        writers: how many threads write bodies from the start (zip); 0 leaves it to what
-            the file system turns out to be.
+        reserved: the names directly below the target that begin like this are the tool's
+            own; members of such names are passed over.
 
     Attributes:
         files, bytes (int): what has been unpacked.
     """
 
-    def __init__(self, directory: int, reserved: "Tuple[bytes, ...]" = (), writers: int = 0) -> None:
+    def __init__(self, directory: int, reserved: bytes) -> None:
         self.files = 0
         self.bytes = 0
         self._root = directory
@@ -64,17 +64,29 @@ class Tree:
         os.umask(self._umask)
         self._pool = None  # type: Optional[Writers]
         self._creation = 0.0  # mean seconds of the latest creations
-        if writers:
-            self._pool = Writers(writers, self._create)
+        self._removed_directory = False
 
-    def unpack(self, members: "Iterable[Member]", tick: "Callable[[], None]" = lambda: None) -> None:
-        """Unpack all members; ``tick`` is called after each.
+    def __enter__(self) -> "Tree":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._directories.close()
+
+    def unpack(self, members: "Iterable[Member]", writers: int = 0) -> None:
+        """Unpack all members.
+
+        Args:
+            members: in archive order.
+            writers: how many threads write bodies from the start (zip); 0 leaves it to
+                what the file system turns out to be.
 
         Raises:
             ArchiveError: a member is unsafe, or does not fit the others.
             CannotCreate, InputOutputError: the system refused; the message names the path.
         """
         path = b""
+        if writers:
+            self._pool = Writers(writers, self._create)
         try:
             for member in members:
                 path = member.path
@@ -86,7 +98,6 @@ class Tree:
                     self._symlink(member)
                 else:
                     self._hard_link(member)
-                tick()
             self._drain()
             for parts, link in self._symlinks.items():
                 path = b"/".join(parts)
@@ -107,13 +118,11 @@ class Tree:
                 descriptor = self._directories.of(path)
                 os.fchmod(descriptor, mode & 0o777 & ~self._umask)
                 if mtime_ns is not None:
-                    _set_time(descriptor, mtime_ns, path)
+                    os.utime(descriptor, ns=(mtime_ns, mtime_ns))
+            except (FileNotFoundError, NotADirectoryError):
+                pass  # a later member took its place
             except OSError as error:
                 raise failure(error, path, self._root)
-
-    def close(self) -> None:
-        """Close what was opened; the target's own descriptor stays open."""
-        self._directories.close()
 
     # Files
 
@@ -122,9 +131,9 @@ class Tree:
         parent, _, name = path.rpartition(b"/")
         if not name or name == b"." or name == b".." or (not parent and path[:1] == b"/"):
             components(path)
-            raise ArchiveError(_unsafe(path, "is no name for a file"))
+            raise ArchiveError(unsafe(path, "is no name for a file"))
         descriptor = self._parent(parent, path)
-        if descriptor == self._root and name in self._reserved:
+        if descriptor == self._root and name.startswith(self._reserved):
             for _ in member.body:
                 pass  # used up, so that the next member is found
             return
@@ -167,10 +176,14 @@ class Tree:
 
     def _parent(self, parent: bytes, path: bytes) -> int:
         """The descriptor of a member's directory, made if need be."""
+        if self._removed_directory:
+            self._drain()
+            self._removed_directory = False
+            self._directories.forget()
         try:
             return self._directories.of(parent, True)
         except NotADirectoryError:
-            raise ArchiveError(_unsafe(path, "lies below a member that is no directory"))
+            raise ArchiveError(unsafe(path, "lies below a member that is no directory"))
         except ArchiveError:
             components(path)  # the same error, with the whole name
             raise
@@ -197,10 +210,10 @@ class Tree:
     def _symlink(self, member: Member) -> None:
         parts = components(member.path)
         if not parts:
-            raise ArchiveError(_unsafe(member.path, "would replace the target itself"))
+            raise ArchiveError(unsafe(member.path, "would replace the target itself"))
         if not member.target or b"\0" in member.target:
-            raise ArchiveError(_unsafe(member.path, "is a symlink to nothing"))
-        if len(parts) == 1 and parts[0] in self._reserved:
+            raise ArchiveError(unsafe(member.path, "is a symlink to nothing"))
+        if len(parts) == 1 and parts[0].startswith(self._reserved):
             return
         self._symlinks.pop(parts, None)
         self._symlinks[parts] = _Symlink(member.target, member.mtime_ns)
@@ -217,7 +230,7 @@ class Tree:
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise ArchiveError(
-                    _unsafe(path, "is a symlink, and other members would be written through it")
+                    unsafe(path, "is a symlink, and other members would be written through it")
                 )
             raise
         if link.mtime_ns is not None:
@@ -228,12 +241,12 @@ class Tree:
     def _hard_link(self, member: Member) -> None:
         path, parts = member.path, components(member.path)
         if not parts or not member.target or b"\0" in member.target:
-            raise ArchiveError(_unsafe(path, "is a hard link without a name or a target"))
+            raise ArchiveError(unsafe(path, "is a hard link without a name or a target"))
         try:
             target = components(member.target)
         except ArchiveError:
-            raise ArchiveError(_unsafe(path, "is a hard link to " + printable(member.target)))
-        if parts in [(name,) for name in self._reserved]:
+            raise ArchiveError(unsafe(path, "is a hard link to " + printable(member.target)))
+        if len(parts) == 1 and parts[0].startswith(self._reserved):
             return
         if target in self._symlinks:
             self._symlinks[parts] = self._symlinks[target]
@@ -250,7 +263,7 @@ class Tree:
             status = None
         if status is None or not stat.S_ISREG(status.st_mode):
             what = "is a hard link to {}, which is no file of this archive"
-            raise ArchiveError(_unsafe(path, what.format(printable(member.target))))
+            raise ArchiveError(unsafe(path, what.format(printable(member.target))))
         self._symlinks.pop(parts, None)
         self.files += 1
         if parts != target:
@@ -290,25 +303,3 @@ class Tree:
         except FileExistsError:
             self._remove(descriptor, name)
             make()
-
-
-def failure(error: OSError, path: bytes, directory: int) -> Failure:
-    """What an error of the system, met at ``path`` below ``directory``, means to the user."""
-    name, why = printable(path), error.strerror
-    if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ):
-        return ArchiveError("{}: {}; pack it under a shorter name".format(name, why))
-    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY):
-        return ArchiveError(_unsafe(path, "takes the place of another member"))
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return CannotCreate("cannot write {}: {}; choose another directory".format(name, why))
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        status = os.fstatvfs(directory)
-        return InputOutputError(
-            "cannot write {}: {} ({} bytes and {} files free); make room or choose a larger "
-            "file system".format(name, why, status.f_bavail * status.f_frsize, status.f_favail)
-        )
-    return InputOutputError("cannot write {}: {}; try again".format(name, why))
-
-
-def _unsafe(path: bytes, what: str) -> str:
-    return "the archive is unsafe: {} {}; nothing of it was kept".format(printable(path), what)

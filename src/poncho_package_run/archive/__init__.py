@@ -1,5 +1,6 @@
 """Reading archives, one format a file: recognise, decode, give the members."""
 
+from ..cores import usable
 from ..errors import ArchiveError
 from . import tar
 from .member import Member
@@ -7,7 +8,7 @@ from .source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterator
+    from typing import Callable, Iterator, Optional
 
 # What a serial decoder may be ahead of the writer: enough to ride out a slow file.
 _AHEAD = 8 << 20
@@ -42,55 +43,89 @@ def recognise(source: Source) -> str:
     )
 
 
-def members(source: Source, kind: str, cores: int) -> "Iterator[Member]":
-    """The members of an archive that is no squashfs image.
+class Archive:
+    """An open archive of a recognised format; a context manager.
 
     Args:
-        source: open, at its start.
-        kind: what ``recognise`` told.
-        cores: how many threads may decode; with one, all is done in the caller's thread.
+        path: the archive.
+
+    Attributes:
+        source (Source): its bytes.
+        kind (str): what ``recognise`` tells.
+        writers (int): how many threads are to write its members (0: the caller's own);
+            more than one only for zip, whose members are decoded as they are written.
 
     Raises:
-        ArchiveError: damaged, truncated or unsafe; also while the members are gone through.
-        DecoderUnavailable: no decoder for it on this machine.
+        ArchiveNotReadable, InputOutputError, ArchiveError: see Source and recognise.
     """
-    if kind == "zip":
-        from . import zip
 
-        return zip.members(source)
-    if kind == "tar":
-        return tar.members(_blocks(source))
-    if kind == "gzip":
-        from . import gzip
+    def __init__(self, path: bytes) -> None:
+        self.source = Source(path)
+        self._cores = usable()
+        self.kind = recognise(self.source)
+        self.writers = self._cores if self.kind == "zip" and self._cores > 1 else 0
 
-        chunks = gzip.decode(source, cores)
-    elif kind == "bzip2":
-        from . import bzip2
+    def __enter__(self) -> "Archive":
+        return self
 
-        chunks = bzip2.decode(source, cores)
-    elif kind == "xz":
-        from . import xz
+    def __exit__(self, *_: object) -> None:
+        self.source.close()
 
-        chunks = xz.decode(source, cores)
-    else:
+    def members(self, progress: "Callable[[int, Optional[int]], None]") -> "Iterator[Member]":
+        """The members, in archive order; ``progress`` is told bytes read, and bytes in all.
+
+        Raises:
+            ArchiveError: damaged, truncated or unsafe; also while they are gone through.
+            DecoderUnavailable: no decoder for it on this machine.
+        """
+        source = self.source
+        if self.kind == "zip":
+            from . import zip
+
+            for member in zip.members(source):
+                yield member
+                progress(source.position, source.size)
+            return
+        chunks = self._chunks()
+        if self._cores > 1 and self.kind != "tar":
+            from .parallel import prefetch
+
+            chunks = prefetch(chunks, _AHEAD)
+        for member in tar.members(_checked(chunks, source, progress)):
+            yield member
+
+    def _chunks(self) -> "Iterator[bytes]":
+        """The tar stream; decoded in as many threads as there are processors to use."""
+        if self.kind == "tar":
+            return iter(lambda: self.source.read(1 << 20), b"")
+        if self.kind == "gzip":
+            from . import gzip
+
+            return gzip.decode(self.source, self._cores)
+        if self.kind == "bzip2":
+            from . import bzip2
+
+            return bzip2.decode(self.source, self._cores)
+        if self.kind == "xz":
+            from . import xz
+
+            return xz.decode(self.source, self._cores)
         from . import zstd
 
-        chunks = zstd.decode(source)
-    if cores > 1:
-        from .parallel import prefetch
+        return zstd.decode(self.source)
 
-        chunks = prefetch(chunks, _AHEAD)
-    return tar.members(_checked(chunks, source))
+    def extract(self, directory: bytes) -> None:
+        """Unpack a squashfs image, which has no members to go through, with its own tool."""
+        from . import squashfs
 
-
-def _blocks(source: Source) -> "Iterator[bytes]":
-    data = source.read(1 << 20)
-    while data:
-        yield data
-        data = source.read(1 << 20)
+        squashfs.unpack(self.source.path, directory)
 
 
-def _checked(chunks: "Iterator[bytes]", source: Source) -> "Iterator[bytes]":
+def _checked(
+    chunks: "Iterator[bytes]",
+    source: Source,
+    progress: "Callable[[int, Optional[int]], None]",
+) -> "Iterator[bytes]":
     """The same chunks, the first made long enough to tell a tar from something else."""
     head = b""
     for chunk in chunks:
@@ -105,4 +140,5 @@ def _checked(chunks: "Iterator[bytes]", source: Source) -> "Iterator[bytes]":
         )
     yield head
     for chunk in chunks:
+        progress(source.position, source.size)
         yield chunk

@@ -1,0 +1,153 @@
+"""Build dist/poncho_package_run.pyz from src with shiv, the same bytes wherever it runs.
+
+    python build.py            build, and write the sha256 beside it
+    python build.py --check    fail if dist/ is not what the source builds
+
+shiv bundles the package and describes it (``shiv-info``).  Two things of its output are then
+replaced, because shiv's bootstrap copies the package to a directory under HOME before it
+runs it, which costs 30 ms at every start and fails where nothing can be written:
+
+* ``__main__.py`` enters the package where it lies, inside the archive;
+* the first line becomes a /bin/sh header that finds an interpreter.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = "poncho_package_run"
+ARTIFACT = ROOT / "dist" / "poncho_package_run.pyz"
+CHECKSUM = ROOT / "dist" / "poncho_package_run.pyz.sha256"
+
+# shiv dates its own entries with SOURCE_DATE_EPOCH; the year is the first that zip can tell.
+EPOCH = 315532800
+DATE = (1980, 1, 1, 0, 0, 0)
+
+# What runs before anything of the package does.  It must be understood by any Python, to tell
+# an old one in a line; and modules must come from the interpreter's own library, not from
+# PYTHONPATH, where a task may keep a json.py or a package of another version.  A Ctrl-C
+# before the command starts ends the tool like any program, without a traceback.
+ENTRY = """\
+import sys
+if sys.version_info < (3, 6):
+    sys.stderr.write("poncho_package_run: Python %d.%d is too old; use 3.6 or later\\n" % sys.version_info[:2])
+    sys.exit(69)
+import os, _signal
+if _signal.getsignal(2) is _signal.default_int_handler:
+    _signal.signal(2, _signal.SIG_DFL)
+for path in os.environ.get("PYTHONPATH", "").split(":"):
+    path = path and os.path.abspath(path)
+    while path in sys.path:
+        sys.path.remove(path)
+sys.path[0:0] = [{archive} + "/site-packages"]
+from poncho_package_run.cli import main
+main()
+"""
+
+# Run directly, the tool is this shell script.  -I keeps PYTHON* variables, the working
+# directory and the user's packages out, -S spares the search for others (4 ms).  What the
+# shell can tell and Python cannot: CPython ignores SIGPIPE and SIGXFSZ from its start, and
+# forgets what they were; a shell cannot trap a signal that its caller had ignored.
+HEADER = """\
+#!/bin/sh
+# poncho_package_run {version}: a Python program in a zip archive, behind this header.
+ignored=
+for signal in PIPE XFSZ; do
+    caught=
+    trap caught=1 $signal 2>/dev/null && kill -s $signal $$ 2>/dev/null
+    [ "$caught" ] || ignored="$ignored $signal"
+    trap - $signal
+done
+[ -z "$ignored" ] || export _PONCHO_PACKAGE_RUN_IGNORED="$ignored"
+for python in python3 {versions} /usr/libexec/platform-python "${{0%/*}}/python3"; do
+    command -v "$python" >/dev/null 2>&1 && exec "$python" -IS -c '{entry}' "$0" "$@"
+done
+echo "poncho_package_run: no Python 3.6 or later on PATH; install one, or name it: python3 $0" >&2
+exit 127
+"""
+
+
+def build() -> bytes:
+    """The artifact's bytes.
+
+    Raises:
+        SystemExit: shiv is not installed.
+        subprocess.CalledProcessError: shiv failed.
+    """
+    shiv = shutil.which("shiv", path=os.path.dirname(sys.executable)) or shutil.which("shiv")
+    if shiv is None:
+        sys.exit("build.py: shiv is missing; run make, which installs it into .venv")
+    with tempfile.TemporaryDirectory() as scratch:
+        staged = Path(scratch, "site-packages")
+        for source in sorted((ROOT / "src").rglob("*.py")):
+            target = staged / source.relative_to(ROOT / "src")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+            target.chmod(0o644)  # shiv keeps modes; the umask must not show
+        output = Path(scratch, "artifact")
+        subprocess.run(
+            # Stored, not compressed: inflating would make every start import zlib first.
+            [shiv, "--site-packages", staged, "--output-file", output, "--uncompressed"]
+            + ["--entry-point", PACKAGE + ".cli:main", "--reproducible"],
+            env=dict(os.environ, SOURCE_DATE_EPOCH=str(EPOCH)),
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        return entered_straight(output)
+
+
+def entered_straight(bundle: Path) -> bytes:
+    """The bundle that shiv wrote, with our header and ``__main__.py``, without its bootstrap."""
+    version = next(
+        line.split('"')[1]
+        for line in (ROOT / "src" / PACKAGE / "__init__.py").read_text().splitlines()
+        if line.startswith("__version__")
+    )
+    assert "'" not in ENTRY, "the header quotes the entry with apostrophes"
+    header = HEADER.format(
+        version=version,
+        versions=" ".join("python3.%d" % minor for minor in range(14, 5, -1)),
+        entry=ENTRY.format(archive="sys.argv.pop(1)").rstrip("\n"),
+    )
+    result = io.BytesIO()
+    result.write(header.encode())
+    with zipfile.ZipFile(bundle) as shivs, zipfile.ZipFile(result, "a") as ours:
+        entries = {
+            info.filename: shivs.read(info)
+            for info in shivs.infolist()
+            if not info.filename.startswith("_bootstrap/")
+        }
+        entries["__main__.py"] = ENTRY.format(archive="sys.path[0]").encode()
+        for name in sorted(entries):
+            info = zipfile.ZipInfo(name, DATE)
+            info.create_system = 3  # Unix, whatever builds it
+            info.external_attr = 0o100644 << 16
+            ours.writestr(info, entries[name])
+    return result.getvalue()
+
+
+def main() -> None:
+    artifact = build()
+    checksum = "{}  {}\n".format(hashlib.sha256(artifact).hexdigest(), ARTIFACT.name)
+    if sys.argv[1:] == ["--check"]:
+        if not ARTIFACT.exists() or ARTIFACT.read_bytes() != artifact:
+            sys.exit("build.py: dist/ is not what the source builds; run make and commit it")
+        if CHECKSUM.read_text() != checksum:
+            sys.exit("build.py: the checksum in dist/ is not the artifact's; run make")
+        return
+    ARTIFACT.parent.mkdir(exist_ok=True)
+    ARTIFACT.write_bytes(artifact)
+    ARTIFACT.chmod(0o755)
+    CHECKSUM.write_text(checksum)
+    print("{}: {} bytes".format(ARTIFACT.relative_to(ROOT), len(artifact)))
+
+
+if __name__ == "__main__":
+    main()

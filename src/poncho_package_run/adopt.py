@@ -1,0 +1,125 @@
+"""An environment that is a directory already: relocated once, where it lies.
+
+Others may be running in it, its files may be links into a cache, and what it was packed into
+may be gone.  So no file is written in place and nothing is half done: the new files are
+staged beside the tree, then a plan is written, and from then on every run that finds the plan
+carries it out before anything else.
+"""
+
+import json
+import os
+
+from . import verify
+from .completion import MARKER, OURS, prefix_in
+from .errors import CannotCreate
+from .lock import acquire
+from .refused import failure
+from .relocate import SCRIPT, Relocation
+from .report import Report, warn
+from .signals import interruptible
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List
+
+    from .cli import Options
+
+_STAGED = OURS + b"relocating."
+_PLAN = _STAGED + b"plan"
+_DONE = _STAGED + b"done"
+
+
+def adopt(options: "Options", directory: bytes) -> None:
+    """Relocate the environment in ``directory`` if it never was and can be.
+
+    Raises:
+        ArchiveError, RelocationError: its prefix records are unsafe, or its path too long.
+        CannotCreate, InputOutputError: it could be written, but not to the end.
+        LockTimeout: another process is relocating it and did not end in time.
+    """
+    report = Report(options.debug)
+    if options.unpack_to is not None:
+        warn("--unpack-to is ignored: {} is a directory".format(os.fsdecode(directory)))
+    prefix = prefix_in(directory)
+    marker = directory + b"/" + MARKER
+    if os.path.exists(marker) or not os.path.exists(prefix + b"/" + SCRIPT):
+        return
+    if not os.access(directory, os.W_OK):
+        report.note("{} cannot be written: used as it is".format(os.fsdecode(directory)))
+        return
+    with interruptible(), report.phase("relocate"):
+        try:
+            lock = acquire(
+                directory,
+                options.wait_for_lock,
+                lambda: os.path.exists(marker),
+                lambda holder, _: report.waiting(holder, options.wait_for_lock),
+            )
+        except CannotCreate:
+            return  # no lock to be had here: as if it could not be written
+        if lock is None:
+            return
+        with lock:
+            try:
+                _relocate(directory, prefix)
+            except OSError as error:
+                raise failure(error, error.filename or directory, -1)
+
+
+def _relocate(directory: bytes, prefix: bytes) -> None:
+    plan, done = directory + b"/" + _PLAN, directory + b"/" + _DONE
+    if not os.path.exists(plan) and not os.path.exists(done):
+        _discard(directory)
+        try:
+            _write_plan(plan, _stage(directory, prefix))
+        except BaseException:
+            _discard(directory)
+            raise
+    if os.path.exists(plan):
+        with open(plan, "rb") as file:
+            paths = json.loads(file.read().decode("ascii"))
+        for index, path in enumerate(paths):
+            try:
+                os.rename(_staged(directory, index), prefix + b"/" + os.fsencode(path))
+            except FileNotFoundError:
+                pass  # a run before this one got so far
+        _write(done, verify.facts(prefix, directory, None, None))
+        os.unlink(plan)
+    os.rename(done, directory + b"/" + MARKER)
+
+
+def _stage(directory: bytes, prefix: bytes) -> "List[bytes]":
+    descriptor = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        relocation = Relocation(descriptor, prefix)
+        try:
+            relocation.check()
+            return relocation.stage(lambda index: _staged(directory, index))
+        finally:
+            relocation.close()
+    finally:
+        os.close(descriptor)
+
+
+def _staged(directory: bytes, index: int) -> bytes:
+    return directory + b"/" + _STAGED + str(index).encode()
+
+
+def _write_plan(plan: bytes, paths: "List[bytes]") -> None:
+    _write(plan, json.dumps([os.fsdecode(path) for path in paths]).encode("ascii"))
+
+
+def _write(path: bytes, content: bytes) -> None:
+    """Write a file that is there with all its content, or not at all."""
+    new = path + b".new"
+    with open(new, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(new, path)
+
+
+def _discard(directory: bytes) -> None:
+    for name in os.listdir(directory):
+        if name.startswith(_STAGED):
+            os.unlink(directory + b"/" + name)

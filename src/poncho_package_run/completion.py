@@ -1,0 +1,74 @@
+"""Whether a directory holds a complete environment, and where in it (read at every start)."""
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+# The name of the CCTools script's marker: what either has unpacked is complete to both.
+MARKER = b".poncho_package_run_expanded"
+UNPACKING = b".poncho_package_run_unpacking"
+
+# Files of ours in the directory have names that begin like this.
+OURS = b".poncho_package_run_"
+
+
+def is_complete(directory: bytes, archive: "Optional[bytes]") -> bool:
+    """Whether the completion marker is there, and its environment is to be trusted.
+
+    Args:
+        directory: absolute and real.
+        archive: what would be unpacked; if the marker names another, a line on stderr says
+            so.  None for a directory that is used where it is.
+    """
+    try:
+        handle = os.open(directory + b"/" + MARKER, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    marker = os.read(handle, 65536)
+    os.close(handle)
+    # The common case is told by comparing bytes; parsing JSON would cost 3 ms.
+    try:
+        same = b""
+        if archive is not None:
+            status = os.stat(archive)
+            same = b'"archive_mtime_ns": %d,\n"archive_size": %d,\n' % (
+                status.st_mtime_ns,
+                status.st_size,
+            )
+        with open("/proc/sys/kernel/random/boot_id", "rb", 0) as file:
+            boot = file.read(36)
+        if same in marker and boot in marker and b'"prefix": "%s"' % directory in marker:
+            return True
+    except OSError:
+        pass
+    from .verify import verify
+
+    return verify(marker, directory, archive)
+
+
+def prefix_in(directory: bytes) -> bytes:
+    """The environment's prefix: the directory itself, or the one directory in it.
+
+    Raises:
+        ArchiveError: there is no environment (``conda-meta``, ``bin/activate`` or ``pyvenv.cfg``).
+    """
+    if _is_prefix(directory):
+        return directory
+    below = [name for name in os.listdir(directory) if not name.startswith(OURS)]
+    if len(below) == 1 and _is_prefix(directory + b"/" + below[0]):
+        return directory + b"/" + below[0]
+    from .errors import ArchiveError
+
+    raise ArchiveError(
+        "{} holds no environment (no conda-meta, bin/activate or pyvenv.cfg in it or in its only "
+        "directory); pack one with conda-pack".format(os.fsdecode(directory))
+    )
+
+
+def _is_prefix(directory: bytes) -> bool:
+    for name in (b"/conda-meta", b"/bin/activate", b"/pyvenv.cfg"):
+        if os.path.exists(directory + name):
+            return True
+    return False

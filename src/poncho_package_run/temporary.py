@@ -1,0 +1,129 @@
+"""Temporary directories: one for each run, removed at its end, or by the next run's sweep.
+
+A run holds a lease on its directory, a shared ``flock`` on the directory itself, whose
+descriptor the command inherits: as long as anything uses the environment the lease is held,
+and with the last process the kernel ends it, however that process died.  The next run of
+the same user removes what has no lease.  Where the file system has no ``flock`` nothing
+proves that a directory is unused, and none is swept.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+
+from .cores import usable
+from .errors import CannotCreate, InputOutputError
+from .remove import empty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+    from .report import Report
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_TRIES = 100
+
+
+class Temporary:
+    """A fresh directory under TMPDIR, mode 0700; a context manager that removes it.
+
+    Attributes:
+        path (bytes): absolute and real.
+        descriptor (int): the directory, open, with the lease; inherited by the command.
+
+    Raises:
+        CannotCreate: TMPDIR does not exist or may not be written.
+        InputOutputError: it is full.
+    """
+
+    def __init__(self, report: "Report") -> None:
+        self._report = report
+        parent = os.environb.get(b"TMPDIR") or b"/tmp"
+        self._prefix = b"poncho_package_run-%d-" % os.getuid()
+        self.path = b""
+        self.descriptor = -1
+        parent = os.path.realpath(parent)
+        with report.phase("sweep"):
+            self._sweep(parent)
+        try:
+            self._make(parent)
+        except OSError as error:
+            kind = CannotCreate
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                kind = InputOutputError
+            raise kind(
+                "cannot make a temporary directory in {}: {}; set TMPDIR to a directory with "
+                "room".format(os.fsdecode(parent), error.strerror)
+            )
+
+    def __enter__(self) -> "Temporary":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._report.phase("remove"):
+            _remove(self.path, self.descriptor)
+
+    def _make(self, parent: bytes) -> None:
+        for _ in range(_TRIES):
+            path = parent + b"/" + self._prefix + os.urandom(4).hex().encode()
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                continue
+            descriptor = os.open(path, _OPEN)
+            if _lease(descriptor, fcntl.LOCK_SH) is not False and _is_at(descriptor, path):
+                self.path, self.descriptor = path, descriptor
+                return
+            # Another run's sweep came between mkdir and the lease: the directory is its.
+            os.close(descriptor)
+        raise FileExistsError(errno.EEXIST, "no name is free")
+
+    def _sweep(self, parent: bytes) -> None:
+        """Remove the directories of this user's runs that no one uses any more."""
+        try:
+            names = [name for name in os.listdir(parent) if name.startswith(self._prefix)]
+        except OSError:
+            return  # told when the directory is made
+        for name in names:
+            path = parent + b"/" + name
+            try:
+                descriptor = os.open(path, _OPEN | os.O_CLOEXEC)
+            except OSError:
+                continue  # gone already, or not to be read: not ours to remove
+            status = os.fstat(descriptor)
+            if (
+                status.st_uid == os.getuid()
+                and stat.S_ISDIR(status.st_mode)
+                and _lease(descriptor, fcntl.LOCK_EX) is True
+            ):
+                _remove(path, descriptor)
+            else:
+                os.close(descriptor)
+
+
+def _lease(descriptor: int, kind: int) -> "Optional[bool]":
+    """Take a lock without waiting: True, False if it is held, None if there are no locks here."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        return False if error.errno == errno.EWOULDBLOCK else None
+
+
+def _is_at(descriptor: int, path: bytes) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: bytes, descriptor: int) -> None:
+    """Empty a directory, remove it, and only then end the lease."""
+    empty(descriptor, threads=min(usable(), 4))
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # something in it is still in use; the next run's sweep tries again
+    os.close(descriptor)
