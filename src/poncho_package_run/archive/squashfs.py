@@ -1,0 +1,185 @@
+"""Squashfs images, through the ``unsquashfs`` of squashfs-tools.
+
+Python has no reader for them and mounting needs privileges, so this is the one format that
+another program unpacks.  What it makes is put right before anyone else can reach it.
+"""
+
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+from collections import deque
+from contextlib import closing
+
+from ..cores import usable
+from ..directories import printable
+from ..errors import ArchiveError, DecoderUnavailable, Failure, InputOutputError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Deque, Generator, Optional, Tuple
+
+# A line of ``unsquashfs -lln`` for a block or character device, a fifo or a socket.  A name
+# with a newline in it may look like one, which costs it a refusal; none can hide one.
+_SPECIAL = re.compile(rb"[bcps](?:[-r][-w][-xsStT]){3} .*?squashfs-root/(.*)")
+
+# MiB of each of its two queues, 256 if it is not told.
+_QUEUE = "16"
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def recognises(head: bytes) -> bool:
+    """Whether a file that starts with ``head`` (4 bytes or more) is a squashfs image."""
+    return head[:4] in (b"hsqs", b"sqsh")
+
+
+def unpack(source_path: bytes, target: bytes, reserved: "Tuple[bytes, ...]" = ()) -> None:
+    """Unpack an image into ``target``, an existing directory.
+
+    After an error the remains are the caller's to remove.
+
+    Args:
+        reserved: names directly below the target that are this tool's own and are skipped.
+
+    Raises:
+        ArchiveError: damaged, truncated, or with a device, fifo or socket.
+        DecoderUnavailable: no unsquashfs, or one that lacks the image's compression.
+        InputOutputError: the disk is full, or the system could not read or write.
+    """
+    image = os.path.abspath(source_path)  # so that no name is an option
+    with closing(_unsquashfs(image, "-lln")) as lines:
+        for line in lines:
+            special = _SPECIAL.match(line)
+            if special:
+                raise ArchiveError(
+                    "the archive is unsafe: {} is a device, fifo or socket; "
+                    "nothing of it was kept".format(printable(special.group(1)))
+                )
+    try:
+        # Nobody else gets in here to meet setuid files and foreign owners.  The name is new
+        # each time, so that an unsquashfs which outlives us spoils nothing of the next run's.
+        private = tempfile.mkdtemp(dir=target)
+        root = os.path.join(private, b"root")
+        queues = ("-da", _QUEUE, "-fr", _QUEUE, "-p", str(usable()))
+        for _ in _unsquashfs(image, "-n", "-no-xattrs", *queues, "-d", root):
+            pass
+        _normalise(root)
+        for name in os.listdir(root):
+            if name not in reserved:
+                _move(os.path.join(root, name), os.path.join(target, name))
+        shutil.rmtree(private)
+    except OSError as error:
+        raise InputOutputError(
+            "cannot write {}: {}; make room or choose another directory".format(
+                printable(error.filename or target), error.strerror
+            )
+        )
+
+
+def _unsquashfs(image: bytes, *arguments: "str | bytes") -> "Generator[bytes, None, None]":
+    """The lines of a listing, or else the complaints of unsquashfs; it never outlives this.
+
+    Raises:
+        ArchiveError, DecoderUnavailable, InputOutputError: by what its complaints say.
+    """
+    listing = arguments == ("-lln",)
+    try:
+        process = subprocess.Popen(
+            ("unsquashfs", *arguments, image),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if listing else subprocess.DEVNULL,
+            stderr=subprocess.STDOUT if listing else subprocess.PIPE,
+            env=dict(os.environ, LC_ALL="C"),  # its complaints are read below
+            preexec_fn=_ended_with_parent(),  # noqa: PLW1509 (no thread of ours runs here)
+        )
+    except OSError as error:
+        raise DecoderUnavailable(
+            "{} is a squashfs image, and unsquashfs cannot be run here ({}); "
+            "install squashfs-tools, or pack as tar.gz".format(printable(image), error.strerror)
+        )
+    pipe: Any = process.stdout or process.stderr
+    last: Deque[bytes] = deque(maxlen=20)
+    try:
+        for line in pipe:
+            last.append(line)
+            yield line
+        status = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+        pipe.close()
+    # Up to version 4.4 the status is 0 although files could not be written.
+    if status or (last and not listing):
+        raise _failed(image, b"".join(last).decode("utf-8", "replace"))
+
+
+def _ended_with_parent() -> "Optional[Callable[[], object]]":
+    """For the child, before it runs unsquashfs: to be killed when we are (Linux)."""
+    try:
+        import ctypes
+
+        prctl = ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):
+        return None
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _failed(image: bytes, complaints: str) -> Failure:
+    name, why = printable(image), printable(complaints.strip().split("\n")[-1].encode())
+    if "unsupported by this version" in complaints:
+        return DecoderUnavailable(
+            "the unsquashfs of this machine lacks the compression of {}; install a newer "
+            "squashfs-tools, or pack as tar.gz".format(name)
+        )
+    for reason in ("No space left on device", "Disk quota exceeded", "Input/output error"):
+        if reason in complaints:
+            return InputOutputError(
+                "unpacking {} failed: {}; make room or choose another directory".format(
+                    name, reason
+                )
+            )
+    return ArchiveError(
+        "the archive {} is damaged: unsquashfs says {!r}; copy it anew or pack it again".format(
+            name, why
+        )
+    )
+
+
+def _normalise(root: bytes) -> None:
+    """Give the tree the owner and the modes of any other that this user unpacks."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    owner = (os.geteuid(), os.getegid())
+    found, directories = [root], []
+    while found:
+        path = found.pop()
+        status = os.lstat(path)
+        mode = stat.S_IMODE(status.st_mode)
+        wanted = mode & 0o777 & ~umask
+        if owner[0] == 0 and (status.st_uid, status.st_gid) != owner:
+            os.chown(path, *owner, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            os.chmod(path, 0o700)
+            if path != root:
+                directories.append((path, wanted))
+            found.extend(os.path.join(path, name) for name in os.listdir(path))
+        elif not stat.S_ISLNK(status.st_mode) and mode != wanted:
+            os.chmod(path, wanted)
+    # Children before their parents, which may be closed to us.
+    for path, wanted in reversed(directories):
+        os.chmod(path, wanted)
+
+
+def _move(path: bytes, to: bytes) -> None:
+    """Rename, also a directory that may not be written to, whose ``..`` would change."""
+    mode = stat.S_IMODE(os.lstat(path).st_mode)
+    closed = mode & 0o200 == 0 and os.path.isdir(path) and not os.path.islink(path)
+    if closed:
+        os.chmod(path, mode | 0o200)
+    os.rename(path, to)
+    if closed:
+        os.chmod(to, mode)

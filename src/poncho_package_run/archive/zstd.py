@@ -1,0 +1,215 @@
+"""Zstandard streams (RFC 8878), by whichever decoder this machine has.
+
+In order: the standard library's (Python 3.14), the system's libzstd through ctypes, the
+``zstd`` program.  All three check what the frames carry, read to the end of the input,
+and take frames in a row and skippable frames.
+"""
+
+import sys
+
+from ..errors import ArchiveError, DecoderUnavailable, Failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Iterator, List, Optional
+
+    from .source import Source
+
+_INPUT, _OUTPUT = 1 << 17, 1 << 19
+# What ``zstd --long=31`` may have asked for; libzstd's own limit is 27.  A window is only
+# reserved at first: its pages come to be as they are filled, so a header cannot cost much.
+_WINDOW_LOG = 31 if sys.maxsize > 1 << 32 else 30
+_LIBRARIES = ("libzstd.so.1", "libzstd.1.dylib")
+
+
+def recognises(head: bytes) -> bool:
+    """Whether a file that starts with ``head`` (4 bytes or more) is a zstd stream.
+
+    It may start with a skippable frame, as pzstd's do.
+    """
+    return head[:4] == b"\x28\xb5\x2f\xfd" or (
+        head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F
+    )
+
+
+def decode(source: "Source") -> "Iterator[bytes]":
+    """The content of ``source``, to its physical end, in chunks of at most 512 KiB.
+
+    Closing the iterator early frees the decoder and ends the program, if one runs.
+
+    Raises:
+        ArchiveError: damaged, truncated, or followed by something else.
+        DecoderUnavailable: no decoder here, or no memory for the window that it needs.
+        InputOutputError: the system could not read the source.
+    """
+    for decoder in (_standard_library, _system_library, _program):
+        chunks = decoder(source)
+        if chunks is not None:
+            return chunks
+    raise DecoderUnavailable(
+        "{} is compressed by zstd, and this machine has neither Python 3.14, libzstd nor a "
+        "zstd program; install zstd, or pack as tar.gz".format(source.name)
+    )
+
+
+def _standard_library(source: "Source") -> "Optional[Iterator[bytes]]":
+    try:
+        from compression import zstd  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    return _by_standard_library(zstd, source)
+
+
+def _by_standard_library(zstd: "Any", source: "Source") -> "Iterator[bytes]":
+    options = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+    data = source.read(_INPUT)
+    while data:
+        frame = zstd.ZstdDecompressor(options=options)
+        while not frame.eof:
+            if frame.needs_input and not data:
+                data = source.read(_INPUT)
+                if not data:
+                    raise _truncated(source)
+            try:
+                chunk = frame.decompress(data, _OUTPUT)
+            except zstd.ZstdError as error:
+                raise _failed(source, str(error))
+            data = b""
+            if chunk:
+                yield chunk
+        data = frame.unused_data or source.read(_INPUT)
+
+
+def _system_library(source: "Source") -> "Optional[Iterator[bytes]]":
+    try:
+        import ctypes
+    except ImportError:
+        return None
+    # By name alone: ctypes.util.find_library starts ldconfig or a compiler.
+    for name in _LIBRARIES:
+        try:
+            return _by_system_library(ctypes, ctypes.CDLL(name), source)
+        except OSError:
+            continue
+    return None
+
+
+def _by_system_library(ctypes: "Any", library: "Any", source: "Source") -> "Iterator[bytes]":
+    class Buffer(ctypes.Structure):  # type: ignore[misc]
+        """ZSTD_inBuffer and ZSTD_outBuffer: the same three fields."""
+
+        _fields_ = (
+            ("data", ctypes.c_void_p),
+            ("size", ctypes.c_size_t),
+            ("position", ctypes.c_size_t),
+        )
+
+    create, decompress = library.ZSTD_createDStream, library.ZSTD_decompressStream
+    create.restype = ctypes.c_void_p
+    decompress.argtypes = (ctypes.c_void_p, ctypes.POINTER(Buffer), ctypes.POINTER(Buffer))
+    decompress.restype = ctypes.c_size_t
+    library.ZSTD_freeDStream.argtypes = (ctypes.c_void_p,)
+    library.ZSTD_isError.argtypes = library.ZSTD_getErrorName.argtypes = (ctypes.c_size_t,)
+    library.ZSTD_getErrorName.restype = ctypes.c_char_p
+    stream = create()
+    if not stream:
+        raise MemoryError
+    try:
+        if hasattr(library, "ZSTD_DCtx_setParameter"):  # since 1.4.0
+            library.ZSTD_DCtx_setParameter.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
+            library.ZSTD_DCtx_setParameter(stream, 100, _WINDOW_LOG)  # ZSTD_d_windowLogMax
+        memory = ctypes.create_string_buffer(_OUTPUT)
+        output = Buffer(ctypes.addressof(memory), _OUTPUT, 0)
+        wanted = 0
+        while True:
+            data = source.read(_INPUT)
+            if not data:
+                break
+            feed = Buffer(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data), 0)
+            full = False
+            # 0: a frame is done and handed out; else a full output may not be all there is.
+            while feed.position < feed.size or (full and wanted):
+                wanted = decompress(stream, output, feed)
+                if library.ZSTD_isError(wanted):
+                    raise _failed(source, library.ZSTD_getErrorName(wanted).decode())
+                full = output.position == _OUTPUT
+                if full:
+                    yield ctypes.string_at(memory, _OUTPUT)
+                    output.position = 0
+        if wanted:
+            raise _truncated(source)
+        if output.position:
+            yield ctypes.string_at(memory, output.position)
+    finally:
+        library.ZSTD_freeDStream(stream)
+
+
+def _program(source: "Source") -> "Optional[Iterator[bytes]]":
+    import subprocess
+
+    command = ("zstd", "-dcq", "--long={}".format(_WINDOW_LOG))
+    pipe = subprocess.PIPE
+    try:
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+    except OSError:
+        return None
+    return _by_program(process, source)
+
+
+def _by_program(process: "Any", source: "Source") -> "Iterator[bytes]":
+    import threading
+
+    failure: List[Failure] = []
+
+    def feed() -> None:
+        try:
+            with process.stdin as stdin:
+                while True:
+                    data = source.read(_INPUT)
+                    if not data:
+                        break
+                    stdin.write(data)
+        except Failure as error:
+            failure.append(error)
+            process.kill()
+        except OSError:
+            pass  # It no longer reads: its status, or whoever closed us, says why.
+
+    # A daemon: a source that is a pipe may keep it waiting after the program has failed.
+    feeder = threading.Thread(target=feed, daemon=True)
+    feeder.start()
+    try:
+        while True:
+            chunk = process.stdout.read(_OUTPUT)
+            if not chunk:
+                break
+            yield chunk
+        complaint = process.stderr.read().decode("utf-8", "replace").strip()
+        status = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    if failure:
+        raise failure[0]
+    if status:
+        raise _failed(source, complaint.splitlines()[-1] if complaint else "zstd failed")
+
+
+def _failed(source: "Source", complaint: str) -> Failure:
+    if "Allocation error" in complaint:
+        return DecoderUnavailable(
+            "{} needs a window that is more than this machine's memory ({}); "
+            "raise the limit, or pack as tar.gz".format(source.name, complaint)
+        )
+    return ArchiveError(
+        "the archive {} is damaged: its zstd stream cannot be decoded ({}); "
+        "copy it anew or pack it again".format(source.name, complaint)
+    )
+
+
+def _truncated(source: "Source") -> ArchiveError:
+    return ArchiveError(
+        "the archive {} is cut short: it ends inside a zstd frame; copy it anew".format(source.name)
+    )
