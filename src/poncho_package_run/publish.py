@@ -99,7 +99,6 @@ class Target:
                     "{} was taken over by another process while this one was stopped; try "
                     "again".format(os.fsdecode(self.path))
                 )
-            self._lock.stop()
             facts = verify.facts(prefix, source.path, source.size, source.mtime_ns)
             handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             try:
@@ -150,7 +149,6 @@ class Target:
         """Leave the directory as it was found: empty, or not there; the marker goes last."""
         try:
             self._empty()
-            self._lock.stop()
             os.unlink(self.path + b"/" + UNPACKING)
             if self._made:
                 os.rmdir(self.path)

@@ -1,0 +1,109 @@
+"""Activation: an environment's prefix and the caller's variables to the command's variables.
+
+Compiled at every start: what only some environments need is imported where it is used.
+"""
+
+import os
+import sys
+
+# What CPython may have put into LC_CTYPE itself, in the C locale (PEP 538).
+_COERCED = (b"C.UTF-8", b"C.utf8", b"UTF-8")
+
+
+def activate(prefix: bytes, environ: dict) -> dict:
+    """What ``conda activate`` would set, less the interactive part.
+
+    Args:
+        prefix: absolute path of the environment.
+        environ: the variables this process was started with, bytes to bytes.
+
+    Returns:
+        A new dict.  PATH begins with the environment and has lost the one active before.
+        As in conda 4.6 to 25.9, CONDA_DEFAULT_ENV is the prefix itself unless it lies in a
+        directory ``envs``, names from JSON files are in capitals, and activating what is
+        active already does not stack it.  A venv leaves no variable of a Conda environment,
+        nor the other way round: neither is on PATH any more.
+    """
+    result = dict(environ)
+    # A variable without a name cannot be handed to execve; the second is our header's.
+    for name in (b"", b"_PONCHO_PACKAGE_RUN_IGNORED", b"PYTHONPATH", b"PYTHONHOME"):
+        result.pop(name, None)
+    if sys.platform == "darwin":
+        result.pop(b"__PYVENV_LAUNCHER__", None)
+    if result.get(b"LC_CTYPE") in _COERCED:
+        _uncoerce(result)
+    result.setdefault(b"PYTHONNOUSERSITE", b"1")
+
+    before = result.get(b"CONDA_PREFIX")
+    gone = [prefix + b"/bin"]
+    gone += [each.rstrip(b"/") + b"/bin" for each in (before, result.get(b"VIRTUAL_ENV")) if each]
+    path = result.get(b"PATH", b"/bin:/usr/bin").split(b":")
+    result[b"PATH"] = b":".join(gone[:1] + [each for each in path if each.rstrip(b"/") not in gone])
+
+    if os.path.exists(prefix + b"/pyvenv.cfg") and not os.path.exists(prefix + b"/conda-meta"):
+        for name in environ:
+            if name.startswith((b"CONDA_PREFIX", b"CONDA_SHLVL", b"CONDA_DEFAULT_ENV")):
+                del result[name]
+        result[b"VIRTUAL_ENV"] = prefix
+    else:
+        result.pop(b"VIRTUAL_ENV", None)
+        try:
+            level = int(result.get(b"CONDA_SHLVL") or 0)
+        except ValueError:
+            level = 0
+        if level < 1 or before != prefix:
+            if level > 0 and before:
+                result[b"CONDA_PREFIX_%d" % level] = before
+            result[b"CONDA_SHLVL"] = b"%d" % (max(level, 0) + 1)
+        parent, name = os.path.split(prefix)
+        result[b"CONDA_PREFIX"] = prefix
+        result[b"CONDA_DEFAULT_ENV"] = name if os.path.basename(parent) == b"envs" else prefix
+    _set_variables(prefix, result)
+    return result
+
+
+def scripts(prefix: bytes) -> list:
+    """The activation scripts, in the order in which they are to be sourced."""
+    folder = prefix + b"/etc/conda/activate.d"
+    found = [folder + b"/" + name for name in _listed(folder, b".sh")]
+    if os.path.exists(prefix + b"/poncho/set_env"):
+        found.append(prefix + b"/poncho/set_env")
+    return found
+
+
+def _listed(folder: bytes, ending: bytes) -> list:
+    """What the shell's glob would find, in the order of the C locale."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # there is none, which is the common case
+        return []
+    return sorted(each for each in names if each.endswith(ending) and not each.startswith(b"."))
+
+
+def _set_variables(prefix: bytes, environ: dict) -> None:
+    """Set what the packages (``env_vars.d``) and then the environment (``state``) define."""
+    folder = prefix + b"/etc/conda/env_vars.d"
+    paths = [folder + b"/" + name for name in _listed(folder, b".json")]
+    state = prefix + b"/conda-meta/state"
+    if os.path.exists(state):
+        paths.append(state)
+    if paths:
+        from .env_vars import read  # json costs 3 ms
+
+        read(paths, state, environ)
+
+
+def _uncoerce(environ: dict) -> None:
+    """Give LC_CTYPE back its value from before CPython changed it, or none."""
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            given = [each for each in file.read().split(b"\0") if each.startswith(b"LC_CTYPE=")]
+    except OSError:
+        # Not Linux.  CPython coerces where nothing but the C locale is asked for.
+        if not environ.get(b"LC_ALL") and environ.get(b"LANG", b"") in (b"", b"C", b"POSIX"):
+            del environ[b"LC_CTYPE"]
+        return
+    if given:
+        environ[b"LC_CTYPE"] = given[0][9:]
+    else:
+        del environ[b"LC_CTYPE"]

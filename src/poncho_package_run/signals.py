@@ -1,0 +1,85 @@
+"""Ending on a signal without leaving anything behind."""
+
+import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Optional
+
+# Their default action is not to end the process, or they report a fault of the program itself,
+# or nothing can be done about them.
+_NOT_OURS = (
+    "CHLD CONT STOP TSTP TTIN TTOU URG WINCH INFO KILL ABRT BUS FPE ILL SEGV SYS TRAP EMT"
+).split()
+
+
+class Terminated(BaseException):
+    """A signal asks this process to end.
+
+    Attributes:
+        signum (int): its number; the exit status is 128 more.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__("ended by signal {}".format(signum))
+        self.signum = signum
+
+
+class interruptible:
+    """While in this context, a signal that would end the process raises Terminated instead.
+
+    Only the first one does, so that what it unwinds is not interrupted in turn; after
+    ``postpone`` the first one too waits for the end of the context.  So the removal of a
+    temporary directory always runs to its end: a second Ctrl-C does not leave half of it, and
+    what cannot be interrupted but by SIGKILL is short.  Signals that the caller ignored stay
+    ignored.  For the main thread; contexts do not nest.
+    """
+
+    _active = None  # type: Optional[interruptible]
+
+    def __enter__(self) -> "interruptible":
+        self._caught = 0
+        self._postponed = False
+        self._before = {}
+        for number in numbers(_NOT_OURS):
+            handler = signal.getsignal(number)
+            if handler in (signal.SIG_DFL, signal.default_int_handler):
+                self._before[number] = handler
+        interruptible._active = self
+        for number in self._before:
+            signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: "Optional[FrameType]") -> None:
+        if not self._caught:
+            self._caught = number
+            if not self._postponed:
+                raise Terminated(number)
+
+    def __exit__(self, kind: "Optional[type]", error: object, traceback: object) -> None:
+        self._postponed = True
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        interruptible._active = None
+        if self._caught and not isinstance(error, Terminated):
+            raise Terminated(self._caught)
+
+
+def postpone() -> None:
+    """From here to the end of the context ``interruptible``, nothing is interrupted."""
+    if interruptible._active is not None:
+        interruptible._active._postponed = True
+
+
+def numbers(excluded: list) -> list:
+    """The signals of this system, real-time ones too, but for some.
+
+    Args:
+        excluded: names without "SIG"; those that a system does not have are passed over.
+    """
+    without = {getattr(signal, "SIG" + name, 0) for name in excluded}
+    # The C library keeps those between the last of these and SIGRTMIN for itself.
+    named = {int(each) for each in signal.Signals}
+    real_time = range(getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1) + 1)
+    return sorted(named.union(real_time) - without)
