@@ -45,7 +45,8 @@ def adopt(options: "Options", directory: bytes) -> None:
     if os.path.exists(marker) or not os.path.exists(prefix + b"/" + SCRIPT):
         return
     if not os.access(directory, os.W_OK):
-        report.note("{} cannot be written: used as it is".format(os.fsdecode(directory)))
+        if report.debug:
+            report.warn("{} cannot be written: used as it is".format(os.fsdecode(directory)))
         return
     with interruptible(), report.phase("relocate"):
         try:
@@ -53,7 +54,7 @@ def adopt(options: "Options", directory: bytes) -> None:
                 directory,
                 options.wait_for_lock,
                 lambda: os.path.exists(marker),
-                lambda holder, _: report.waiting(holder, options.wait_for_lock),
+                report.waiting_for(options.wait_for_lock),
             )
         except CannotCreate:
             return  # no lock to be had here: as if it could not be written

@@ -64,7 +64,7 @@ class Target:
                     self.path,
                     options.wait_for_lock,
                     lambda: is_complete(self.path, options.environment),
-                    lambda holder, _: report.waiting(holder, options.wait_for_lock),
+                    report.waiting_for(options.wait_for_lock),
                     self._is_vacant,
                 )
             except CannotCreate:

@@ -5,7 +5,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Any, Callable, Dict, Optional
 
 # Nobody wants to read about what is over within a second, nor five lines a second about the rest.
 _FIRST, _EVERY = 1.0, 0.25  # seconds
@@ -69,18 +69,21 @@ class Report:
                 parts.append("{:.0f} s left".format((total - done) / rate))
             self._draw(", ".join(parts))
 
-    def waiting(self, holder: "Optional[str]", seconds: float) -> None:
-        """Say who holds the lock (None: not known) that is waited for ``seconds`` at most.
+    def waiting_for(self, seconds: float) -> "Callable[[Optional[Dict[str, Any]], float], None]":
+        """What ``lock.acquire`` is to call while it waits, for ``seconds`` at most."""
 
-        To be called at every attempt, like ``progress``.
-        """
-        elapsed = self._elapsed_if_due()
-        if elapsed:
-            self._draw(
-                "waiting for {} to unpack the environment: {:.0f} of {:.0f} s".format(
-                    holder or "another process", elapsed, seconds
+        def waiting(holder: "Optional[Dict[str, Any]]", elapsed: float) -> None:
+            if self._elapsed_if_due():
+                who = "another process"
+                if holder is not None:
+                    who = "pid {} on host {}".format(holder["pid"], holder["host"])
+                self._draw(
+                    "waiting for {} to unpack the environment: {:.0f} of {:.0f} s".format(
+                        who, elapsed, seconds
+                    )
                 )
-            )
+
+        return waiting
 
     def warn(self, message: str) -> None:
         """``warn``, on a line of its own."""
