@@ -113,8 +113,9 @@ def compressed(command, data):
     "command",
     [
         "gzip -1", "gzip -9", "pigz -p 4", "pigz -p 4 -i", "bzip2",
-        "xz -0", "xz -T2 --block-size=1MiB", "xz --check=crc32", "xz --check=sha256", "xz --format=lzma", "zstd -1", "zstd -19",
-        "zstd -T2", "zstd --no-check", "zstd --check", "zstd --long=27",
+        "xz -0", "xz -T2 --block-size=1MiB", "xz --check=crc32", "xz --check=sha256",
+        "xz --format=lzma", "zstd -1", "zstd -19", "zstd -T2", "zstd --no-check", "zstd --check",
+        "zstd --long=27",
     ],
 )  # fmt: skip
 def test_streams_of_the_fields_own_compressors(run, environment, tmp_path, command):
@@ -182,10 +183,9 @@ def prefix_of(run, *words):
     return Path(out.decode())
 
 
-@pytest.mark.parametrize("arcroot", ["top", "two/levels"])
 @pytest.mark.parametrize("format", ["tar.gz", "zip"])
-def test_an_environment_below_a_top_directory_is_found(run, environment, tmp_path, arcroot, format):
-    archive, kept = environment.archive(format, arcroot=arcroot), tmp_path / "kept"
+def test_an_environment_below_a_top_directory_is_found(run, environment, tmp_path, format):
+    archive, kept = environment.archive(format, arcroot="top"), tmp_path / "kept"
     prefix = prefix_of(run, "-e", archive, "-d", kept)
     assert kept == prefix or kept in prefix.parents
     found = trees.snapshot(prefix)
@@ -195,7 +195,7 @@ def test_an_environment_below_a_top_directory_is_found(run, environment, tmp_pat
     shutil.rmtree(kept)
     references.extract(archive, tmp_path / "elsewhere")
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "elsewhere" / arcroot).rename(prefix)
+    (tmp_path / "elsewhere" / "top").rename(prefix)
     assert not references.differences(references.reference(prefix), found)
 
 

@@ -1,0 +1,343 @@
+"""Contract 11, the artifact: one file that runs anywhere, built the same everywhere."""
+
+import ast
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from support import interpreters, tars
+
+TOP = Path(__file__).parents[1]
+DIST = TOP / "dist" / "poncho_package_run.pyz"
+IDS = [each.name for each in interpreters.find()]
+
+
+def prefix_line(prefix):
+    return f"{prefix}\n{prefix}/share/showprefix:{prefix}/lib\n"
+
+
+class TestBuild:
+    def build(self, folder, umask, when, **env):
+        """Build a copy of the sources whose every file has another mode and time."""
+        for name in ("src", "build.py", "pyproject.toml", "README.md"):
+            source = TOP / name
+            if source.is_dir():
+                ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+                shutil.copytree(source, folder / name, ignore=ignore)
+            elif source.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, folder / name)
+        for path in folder.rglob("*"):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+            os.utime(path, (when, when))
+        command = [sys.executable, "build.py"]
+        environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env}
+        subprocess.run(command, cwd=folder, umask=umask, env=environ, check=True)
+        return folder / "dist" / "poncho_package_run.pyz"
+
+    def test_it_is_reproducible_in_any_directory_umask_and_time(self, tmp_path):
+        one = self.build(tmp_path / "one", 0o022, 1_000_000_000, TZ="UTC", LC_ALL="C")
+        two = self.build(
+            tmp_path / "a longer name" / "two",
+            0o077,
+            int(time.time()),
+            TZ="Pacific/Auckland",
+            LC_ALL="C.UTF-8",
+            SOURCE_DATE_EPOCH="1234567890",
+            PYTHONHASHSEED="7",
+        )
+        assert one.read_bytes() == two.read_bytes()
+
+    def test_what_is_committed_is_what_the_source_builds(self, tmp_path):
+        built = self.build(tmp_path / "one", 0o027, 1_600_000_000)
+        assert built.read_bytes() == DIST.read_bytes()
+
+    def test_its_sha256_lies_beside_it(self):
+        digest, name = Path(f"{DIST}.sha256").read_text().split()
+        assert digest == hashlib.sha256(DIST.read_bytes()).hexdigest()
+        assert name.lstrip("*") == DIST.name
+
+    def test_it_may_be_executed(self):
+        assert os.access(DIST, os.X_OK)
+
+    def test_shiv_info_reads_it(self, artifact):
+        tool = Path(sys.executable).parent / "shiv-info"
+        if not tool.exists():
+            tool = Path(shutil.which("shiv-info") or pytest.skip("needs shiv"))
+        command = [tool, "--json", artifact]
+        listing = subprocess.run(command, check=True, capture_output=True).stdout
+        assert json.loads(listing)["shiv_version"]
+
+
+@pytest.mark.parametrize("path", sorted((TOP / "src").rglob("*.py")), ids=lambda path: path.stem)
+def test_the_source_is_python_3_6(path):
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+@pytest.mark.parametrize("interpreter", interpreters.find(), ids=IDS)
+class TestEveryInterpreter:
+    @pytest.mark.parametrize("format", ["tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst", "zip"])
+    def test_unpacks_relocates_and_runs(self, run, environment, tmp_path, interpreter, format):
+        kept = tmp_path / "kept"
+        words = ["-e", environment.archive(format), "-d", kept, "showprefix"]
+        for _ in ("cold", "warm"):
+            result = run(*words, interpreter=interpreter.path, check=True)
+            assert result.stdout.decode() == prefix_line(kept)
+
+    def test_runs_in_a_temporary_environment(self, run, environment, tmp_path, interpreter):
+        words = ["-e", environment.archive(n_threads=4), "sh", "-c", "showprefix; exit 7"]
+        result = run(*words, interpreter=interpreter.path)
+        assert result.returncode == 7
+        assert result.stdout.decode().startswith(str(tmp_path / "tmp"))
+        assert os.listdir(tmp_path / "tmp") == []
+
+    def test_hands_on_words_that_are_not_utf_8(self, run, tiny, interpreter):
+        words = [b"\xff\xfe", "caf\u00e9".encode(), b""]
+        for locale in ("C", "C.UTF-8", "POSIX"):
+            env = {"LC_ALL": locale}
+            result = run("-e", tiny, "hello", *words, interpreter=interpreter.path, env=env)
+            assert result.stdout == b"hello \xff\xfe caf\xc3\xa9 \n"
+
+    def test_needs_no_home_and_no_site_packages(self, run, tiny, interpreter):
+        isolated = [interpreter.path, "-I", "-S"]
+        result = run("-e", tiny, "hello", wrapper=isolated, interpreter="-B", env={"HOME": None})
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"hello\n", b"")
+
+    def test_says_what_is_wrong_without_a_traceback(self, run, tmp_path, interpreter):
+        (tmp_path / "bad").write_bytes(tars.member(b"../x", b"y") + tars.END)
+        result = run("-e", tmp_path / "bad", "true", interpreter=interpreter.path)
+        assert result.returncode == 65
+        assert result.stderr.count(b"\n") == 1
+        assert result.stderr.startswith(b"poncho_package_run: ")
+
+
+class TestTooOld:
+    def check(self, result):
+        assert result.returncode not in (0, -11)
+        assert result.stdout == b""
+        assert result.stderr.count(b"\n") == 1, result.stderr
+        assert result.stderr.startswith(b"poncho_package_run: ")
+        assert b"3.6" in result.stderr
+
+    @pytest.mark.parametrize(
+        "interpreter",
+        interpreters.find_too_old() or [None],
+        ids=lambda each: each.name if each else "none",
+    )
+    def test_an_old_interpreter_gets_one_line(self, run, tiny, interpreter):
+        if interpreter is None:
+            pytest.skip("needs an interpreter before 3.6, such as python2")
+        self.check(run("-e", tiny, "hello", interpreter=interpreter.path))
+
+    def test_python_3_5_gets_one_line(self, artifact, tiny, variables):
+        # It cannot parse f-strings, so the check must come before anything is imported.
+        script = (
+            "import runpy, sys\n"
+            "sys.version_info = (3, 5, 10, 'final', 0)\n"
+            "sys.argv = sys.argv[1:]\n"
+            "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        )
+        command = [sys.executable, "-c", script, artifact, "-e", tiny, "hello"]
+        self.check(subprocess.run(command, env=variables, capture_output=True))
+
+
+@pytest.mark.parametrize("home", [None, "", "/nonexistent", "/proc", "/dev/null"])
+def test_home_is_not_needed(run, tiny, tmp_path, home):
+    for words in (["-e", tiny], ["-e", tiny, "-d", tmp_path / "kept"]):
+        result = run(*words, "hello", env={"HOME": home}, check=True)
+        assert (result.stdout, result.stderr) == (b"hello\n", b"")
+
+
+def test_the_working_directory_may_be_read_only(run, tiny, tmp_path):
+    # /proc: not even root can write there.
+    for words in (["-e", tiny], ["-e", tiny, "-d", tmp_path / "kept"]):
+        result = run(*words, "sh", "-c", "pwd; hello", cwd="/proc", check=True)
+        assert result.stdout == b"/proc\nhello\n"
+
+
+def test_the_working_directory_may_be_gone(run, spawn, tiny, tmp_path):
+    (tmp_path / "work").mkdir()
+    script = 'rmdir "$PWD"; exec "$@"'
+    words = ["-e", tiny, "-d", tmp_path / "kept", "hello"]
+    result = run(*words, wrapper=["sh", "-c", script, "sh"], cwd=tmp_path / "work", check=True)
+    assert result.stdout == b"hello\n"
+
+
+class TestAnyName:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            b"poncho_package_run", b"python_package_run", b"py_wrapper", b"env.zip", b"x.py", b"-",
+            b"two words.pyz", b"quote'\"$HOME`id`;", b"caf\xc3\xa9.pyz", b"\xff\xfe.pyz", b"n\n",
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("how", ["by python3", "directly"])
+    @pytest.mark.parametrize("kind", ["copy", "symlink", "hard link"])
+    def test_it_runs(self, artifact, tiny, variables, tmp_path, name, how, kind):
+        folder = os.path.join(os.fsencode(tmp_path), b"some \xe9 folder")
+        os.mkdir(folder)
+        path = os.path.join(folder, name)
+        if kind == "copy":
+            shutil.copy(artifact, path)
+        elif kind == "symlink":
+            os.symlink(artifact, path)
+        else:
+            shutil.copy(artifact, path + b".first")
+            os.link(path + b".first", path)
+        command = [path] if how == "directly" else [sys.executable, path]
+        words = [*command, "-e", tiny, "hello", b"\xff"]
+        result = subprocess.run(words, env=variables, capture_output=True)
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert result.stdout == b"hello \xff\n"
+
+    @pytest.mark.parametrize("command", [["./tool"], [sys.executable, "tool"], ["tool"]], ids=repr)
+    def test_it_runs_by_a_relative_name(self, artifact, tiny, variables, tmp_path, command):
+        shutil.copy(artifact, tmp_path / "tool")
+        words = ["-e", tiny, "-d", "kept", "hello"]
+        path = os.fsencode(tmp_path) + b":" + variables[b"PATH"]
+        result = subprocess.run(
+            ["env", *command, *words], cwd=tmp_path, env={**variables, b"PATH": path},
+            capture_output=True,
+        )  # fmt: skip
+        assert (result.returncode, result.stdout) == (0, b"hello\n")
+
+    def test_it_runs_from_a_read_only_place(self, artifact, tiny, variables, tmp_path):
+        folder = tmp_path / "read-only"
+        folder.mkdir()
+        shutil.copy(artifact, folder / "tool")
+        (folder / "tool").chmod(0o555)
+        folder.chmod(0o555)
+        before = sorted(os.listdir(folder))
+        result = subprocess.run(
+            [folder / "tool", "-e", tiny, "hello"], cwd="/proc", env=variables, capture_output=True
+        )
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"hello\n", b"")
+        assert sorted(os.listdir(folder)) == before
+        folder.chmod(0o755)
+
+
+class TestRunDirectly:
+    @pytest.fixture
+    def tool(self, artifact, tmp_path):
+        """The artifact as a worker gets it, in a directory of its own."""
+        folder = tmp_path / "sandbox"
+        folder.mkdir()
+        shutil.copy(artifact, folder / "poncho_package_run")
+        (folder / "poncho_package_run").chmod(0o755)
+        return folder / "poncho_package_run"
+
+    @pytest.fixture
+    def direct(self, tool, variables, tmp_path):
+        """Run ``tool`` with a PATH that holds only the given names for interpreters."""
+
+        def direct(names, *words):
+            folder = tmp_path / "only"
+            folder.mkdir(exist_ok=True)
+            for name, interpreter in names.items():
+                (folder / name).symlink_to(interpreter)
+            env = {**variables, b"PATH": os.fsencode(folder)}
+            return subprocess.run([tool, *words], env=env, capture_output=True)
+
+        return direct
+
+    @pytest.mark.parametrize("interpreter", interpreters.find(), ids=IDS)
+    def test_it_finds_a_versioned_interpreter(self, direct, tiny, tmp_path, interpreter):
+        words = ["-e", tiny, "-d", tmp_path / "kept", "/bin/echo", "found"]
+        result = direct({f"python{interpreter.name}": interpreter.path}, *words)
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"found\n", b"")
+
+    def test_it_prefers_python3(self, direct, tiny, tmp_path):
+        (tmp_path / "wrapper").write_text(
+            f'#!/bin/sh\necho "by python3" >&2\nexec {sys.executable} "$@"\n'
+        )
+        (tmp_path / "wrapper").chmod(0o755)
+        names = {"python3": tmp_path / "wrapper", "python3.9": "/bin/false"}
+        result = direct(names, "-e", tiny, "/bin/echo", "found")
+        assert (result.stdout, result.stderr) == (b"found\n", b"by python3\n")
+
+    def test_it_finds_the_platforms_own(self, direct, tiny):
+        if not os.access("/usr/libexec/platform-python", os.X_OK):
+            pytest.skip("needs a machine with /usr/libexec/platform-python (Red Hat's)")
+        result = direct({}, "-e", tiny, "/bin/echo", "found")
+        assert (result.returncode, result.stdout) == (0, b"found\n")
+
+    def test_it_finds_the_python_beside_it(self, tool, direct, tiny):
+        (tool.parent / "python3").symlink_to(sys.executable)
+        result = direct({}, "-e", tiny, "/bin/echo", "found")
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"found\n", b"")
+
+    def test_it_finds_the_python_of_the_environment_it_was_packed_into(
+        self, run, artifact, environment, variables, tmp_path
+    ):
+        kept = tmp_path / "kept"
+        run("-e", environment.archive(scripts=False), "-d", kept, check=True)
+        tool = Path(shutil.copy(artifact, kept / "bin" / "poncho_package_run"))
+        tool.chmod(0o755)
+        (tmp_path / "link").symlink_to(tool)
+        for name in (tool, tmp_path / "link"):
+            env = {**variables, b"PATH": b"/nonexistent"}
+            command = [name, "-e", kept, "showprefix"]
+            result = subprocess.run(command, env=env, capture_output=True)
+            assert (result.returncode, result.stderr) == (0, b"")
+            assert result.stdout.decode() == prefix_line(kept)
+
+    @pytest.mark.skipif(
+        os.access("/usr/libexec/platform-python", os.X_OK), reason="this machine has a platform one"
+    )
+    def test_without_any_it_says_so_in_one_line(self, direct, tiny):
+        result = direct({}, "-e", tiny, "/bin/echo", "found")
+        assert (result.returncode, result.stdout) == (127, b"")
+        assert result.stderr.count(b"\n") == 1, result.stderr
+        assert result.stderr.startswith(b"poncho_package_run: ")
+        assert b"python3" in result.stderr
+
+    def test_the_shell_that_finds_it_does_not_stay(self, direct, tiny, tmp_path):
+        words = ["-e", tiny, "-d", tmp_path / "kept", "/bin/sh", "-c", "echo $$ $PPID"]
+        result = direct({"python3": sys.executable}, *words)
+        assert int(result.stdout.split()[1]) == os.getpid()
+
+    def test_words_and_status_pass_the_header(self, direct, tiny):
+        words = [b"", b"two words", b"$HOME", b"*", b"\xff", b"'", b'"', b"a\nb", b"\\"]
+        script = 'for w; do printf "%s\\0" "$w"; done; exit 7'
+        names = {"python3": sys.executable}
+        result = direct(names, "-e", tiny, "/bin/sh", "-c", script, "sh", *words)
+        assert result.returncode == 7
+        assert result.stdout.split(b"\0")[:-1] == words
+
+
+def test_it_never_unpacks_itself(run, tiny, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    run("-e", tiny, "hello", env={"HOME": home}, check=True)
+    assert (os.listdir(home), os.listdir(tmp_path / "tmp")) == ([], [])
+
+
+def test_it_may_be_replaced_while_it_runs(artifact, tiny, variables, tmp_path):
+    # A worker's cache may drop the file as soon as the task has started.
+    tool = Path(shutil.copy(artifact, tmp_path / "tool"))
+    worker = subprocess.Popen(
+        [sys.executable, tool, "-e", tiny, "sh", "-c", "echo ready; read x; exit 7"],
+        stdin=-1, stdout=-1, stderr=-1, env=variables,
+    )  # fmt: skip
+    assert worker.stdout.readline() == b"ready\n"
+    tool.unlink()
+    _, errors = worker.communicate(b"\n", timeout=60)
+    assert (worker.returncode, errors) == (7, b"")
+    assert os.listdir(tmp_path / "tmp") == []
+
+
+def test_its_members_have_plain_modes(artifact):
+    import zipfile
+
+    with zipfile.ZipFile(artifact) as archive:
+        for info in archive.infolist():
+            mode = info.external_attr >> 16
+            assert stat.S_IMODE(mode) in (0o644, 0o755), info.filename

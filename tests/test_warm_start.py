@@ -1,0 +1,120 @@
+"""A warm start imports, writes and leaves nothing; a cold one writes only where it says."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support import process, tracing
+
+SOURCES = Path(__file__).parents[1] / "src" / "poncho_package_run"
+
+# What a warm start may not import: of ours, and of the standard library.
+COLD = ["archive", "relocate", "remove", "temporary", "unpack"]
+SLOW = {
+    "argparse", "bz2", "concurrent.futures", "ctypes", "dataclasses", "hashlib", "inspect",
+    "logging", "lzma", "multiprocessing", "pathlib", "queue", "random", "shutil", "socket",
+    "subprocess", "tarfile", "tempfile", "threading", "typing", "zipfile",
+}  # fmt: skip
+
+
+def imported(result):
+    """The names in what -X importtime wrote."""
+    lines = re.findall(r"^import time:[^|]*\|[^|]*\| +(\S+)$", result.stderr.decode(), re.M)
+    return {name for name in lines if name != "imported"}
+
+
+@pytest.fixture
+def kept(run, environment, tmp_path):
+    """A kept environment without activation scripts, and the options that name it."""
+    words = ["-e", environment.archive(scripts=False), "-d", tmp_path / "kept"]
+    run(*words, check=True)
+    return words
+
+
+@pytest.fixture
+def importing(prepare):
+    """Run the artifact under -X importtime; returns the names that were imported.
+
+    With -S, because site-packages may hold .pth files that import anything.
+    """
+
+    def importing(*words):
+        arguments = prepare(words, None, None, {})
+        python, *rest = arguments.pop("args")
+        command = [python, b"-S", b"-X", b"importtime", *rest]
+        result = subprocess.run(command, **arguments, timeout=120, check=True)
+        return imported(result)
+
+    return importing
+
+
+def test_the_modules_that_a_warm_start_avoids_exist():
+    for name in COLD:
+        assert (SOURCES / f"{name}.py").is_file() or (SOURCES / name / "__init__.py").is_file()
+
+
+def test_a_warm_start_imports_no_unpacking_module(importing, kept):
+    names = importing(*kept, "true")
+    ours = {name.partition(".")[2] for name in names if name.startswith("poncho_package_run.")}
+    assert "cli" in ours
+    assert not {name for name in ours if name.partition(".")[0] in COLD}
+    assert not names & SLOW
+
+
+def test_a_cold_start_imports_them(importing, environment, tmp_path):
+    # So that the test above cannot pass because the names have changed.
+    words = ["-e", environment.archive(scripts=False), "-d", tmp_path / "new"]
+    assert "poncho_package_run.unpack" in importing(*words, "true")
+
+
+@pytest.mark.parametrize("scripts", [False, True], ids=["no scripts", "scripts"])
+def test_a_warm_start_leaves_no_process_behind(spawn, run, environment, tmp_path, scripts):
+    words = ["-e", environment.archive(scripts=scripts), "-d", tmp_path / "kept"]
+    run(*words, check=True)
+    worker = spawn(*words, "sh", "-c", "echo $$; read x", stdin=-1)
+    # The command has the tool's own pid: the tool is no more.
+    assert int(worker.stdout.readline()) == worker.pid
+    assert process.children_of(worker.pid) == []
+    assert process.group_members(worker.pid) == [worker.pid]
+    worker.communicate(b"\n", timeout=60)
+    assert process.group_members(worker.pid) == []
+
+
+def is_a_file(path):
+    return not path.startswith(("pipe:[", "socket:[", "anon_inode:")) and path != "/dev/null"
+
+
+def test_a_warm_start_writes_nothing(run, kept, tmp_path):
+    log = tmp_path / "log"
+    run(*kept, "true", wrapper=tracing.recording(log), check=True)
+    found = tracing.calls(log, until_execve_of="/true")
+    assert found[-1].name == "execve", "the command was reached"
+    assert [path for path in tracing.changed(found) if is_a_file(path)] == []
+    # No lock and no child either.
+    assert not {call.name for call in found} & {"flock", "fork", "vfork", "clone", "clone3"}
+
+
+@pytest.mark.parametrize("where", ["temporary", "kept"])
+@pytest.mark.parametrize("options", [{}, {"n_threads": 4}, {"format": "zip"}], ids=repr)
+def test_a_cold_start_writes_only_to_its_directory(run, environment, tmp_path, where, options):
+    log, work = tmp_path / "log", tmp_path / "work"
+    work.mkdir()
+    archive = environment.archive(scripts=False, **options)
+    place = ["-d", tmp_path / "kept"] if where == "kept" else []
+    run("-e", archive, *place, "true", wrapper=tracing.recording(log), cwd=work, check=True)
+    found = tracing.calls(log)
+    outside = {
+        path
+        for path in tracing.changed(found)
+        if is_a_file(path) and not os.path.join(work, path).startswith(allowed(where, tmp_path))
+    }
+    assert outside == set()
+    assert any("showprefix" in path for path in tracing.changed(found)), "the log is complete"
+
+
+def allowed(where, tmp_path):
+    """TMPDIR, or DIR and (to create it) its own name beside which nothing is left."""
+    return str(tmp_path / "kept") if where == "kept" else str(tmp_path / "tmp") + "/"
