@@ -37,7 +37,8 @@ DATE = (1980, 1, 1, 0, 0, 0)
 ENTRY = """\
 import sys
 if sys.version_info < (3, 6):
-    sys.stderr.write("poncho_package_run: Python %d.%d is too old; use 3.6 or later\\n" % sys.version_info[:2])
+    old = "poncho_package_run: Python %d.%d is too old; use 3.6 or later\\n"
+    sys.stderr.write(old % sys.version_info[:2])
     sys.exit(69)
 import os, _signal
 if _signal.getsignal(2) is _signal.default_int_handler:
@@ -94,7 +95,7 @@ def build() -> bytes:
         output = Path(scratch, "artifact")
         subprocess.run(
             # Stored, not compressed: inflating would make every start import zlib first.
-            [shiv, "--site-packages", staged, "--output-file", output, "--uncompressed"]
+            [shiv, "--site-packages", str(staged), "--output-file", str(output), "--uncompressed"]
             + ["--entry-point", PACKAGE + ".cli:main", "--reproducible"],
             env=dict(os.environ, SOURCE_DATE_EPOCH=str(EPOCH)),
             check=True,

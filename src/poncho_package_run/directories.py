@@ -7,7 +7,7 @@ from .errors import ArchiveError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List
+    from typing import Dict
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -26,8 +26,8 @@ class Directories:
 
     def __init__(self, root: int) -> None:
         self._root = root
-        self._open = {(): root}  # type: Dict[tuple, int]
-        self._spelled = {b"": root}  # type: Dict[bytes, int]
+        self._open: Dict[tuple, int] = {(): root}
+        self._spelled: Dict[bytes, int] = {b"": root}
 
     def of(self, spelled: bytes, create: bool = False) -> int:
         """The descriptor of a directory.

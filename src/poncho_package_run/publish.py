@@ -51,7 +51,7 @@ class Target:
         self.is_ours = False
         self._options = options
         self._report = report
-        self._lock = None  # type: Optional[Lock]
+        self._lock: Optional[Lock] = None
         self._made = False
 
     def __enter__(self) -> "Target":
@@ -72,10 +72,11 @@ class Target:
                 # can be unpacking there.
                 if self._is_vacant():
                     raise
-        self.is_ours = self._lock is not None and self._lock.marked
-        if self.is_ours and self._lock.taken_over:
-            with report.phase("clear"):
-                self._empty()
+        if self._lock is not None and self._lock.marked:
+            self.is_ours = True
+            if self._lock.taken_over:
+                with report.phase("clear"):
+                    self._empty()
         return self
 
     def __exit__(self, kind: object, error: object, _: object) -> None:
@@ -94,7 +95,7 @@ class Target:
         new = self.path + b"/" + UNPACKING + b".done"
         unpacking = self.path + b"/" + UNPACKING
         try:
-            if not self._lock.is_ours():
+            if self._lock is None or not self._lock.is_ours():
                 raise InputOutputError(
                     "{} was taken over by another process while this one was stopped; try "
                     "again".format(os.fsdecode(self.path))

@@ -70,7 +70,7 @@ class Relocation:
     def __init__(self, directory: int, prefix: bytes) -> None:
         self._directories = Directories(directory)
         self._prefix = prefix
-        self._files = {}  # type: Dict[bytes, Edits]
+        self._files: Dict[bytes, Edits] = {}
         self.records = 0
         for path, placeholder, mode in _read_records(directory):
             self.records += 1
@@ -135,7 +135,7 @@ class Relocation:
         Returns:
             The path of the n-th changed file, for each.
         """
-        changed = []  # type: List[bytes]
+        changed: List[bytes] = []
         for path, handle, status, pieces, whole in self._changes():
             output = os.open(name_of(len(changed)), _ANEW, 0o600)
             try:
@@ -153,7 +153,7 @@ class Relocation:
 
     def _changes(self) -> "Iterator[Tuple[bytes, int, os.stat_result, List[Piece], bool]]":
         """(path, open file, its status, [(offset, bytes)], are they all of it) of each change."""
-        done = {}  # type: Dict[Tuple[int, int], Edits]
+        done: Dict[Tuple[int, int], Edits] = {}
         for path, edits in self._files.items():
             handle = self._open(path) if edits else None
             if handle is None:
@@ -167,7 +167,7 @@ class Relocation:
                     edits = [edit for edit in edits if edit not in before]
                     before.extend(edits)
                 if status.st_size > _WINDOW and all(binary for _, binary in edits):
-                    pieces = []  # type: List[Piece]
+                    pieces: List[Piece] = []
                     for placeholder, _ in edits:
                         pieces.extend(_binary_pieces(handle, placeholder, self._prefix))
                     if pieces:
@@ -398,4 +398,5 @@ def _copy(handle: int, output: int) -> None:
 
 
 def _malformed(what: str) -> str:
-    return "the archive is damaged: {} in bin/conda-unpack makes no sense; pack it again".format(what)
+    message = "the archive is damaged: {} in bin/conda-unpack makes no sense; pack it again"
+    return message.format(what)

@@ -48,7 +48,7 @@ class _Removal:
         self._keep = keep
         self._root = _Directory(None, b"", 0)
         self._root.handle = root
-        self._stack = [self._root]  # type: List[_Directory]
+        self._stack: List[_Directory] = [self._root]
         self._busy = 0
         self._moved = 0
         self._gone = True

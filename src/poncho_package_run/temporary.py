@@ -13,12 +13,12 @@ import os
 import stat
 
 from .cores import usable
-from .errors import CannotCreate, InputOutputError
+from .errors import CannotCreate, Failure, InputOutputError
 from .remove import empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Optional, Type
 
     from .report import Report
 
@@ -50,7 +50,7 @@ class Temporary:
         try:
             self._make(parent)
         except OSError as error:
-            kind = CannotCreate
+            kind: Type[Failure] = CannotCreate
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 kind = InputOutputError
             raise kind(

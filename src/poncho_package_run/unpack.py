@@ -13,13 +13,14 @@ from .writers import Writers, create, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterable, List, Optional, Tuple
+    from typing import Callable, Dict, Iterable, Optional, Tuple
 
 _REWRITE = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
-# Creating a file takes some 15 microseconds on a local file system and a millisecond over a
-# network.  Above this mean, several writers overlap the waits (see writers.py).
-_SLOW_SECONDS = 0.0004
+# Creating a file takes some 10 microseconds on a local file system and a millisecond over a
+# network; several writers overlap such waits.  The quickest of a number of creations tells:
+# on a busy machine single calls take as long, never all of them.
+_SLOW_SECONDS = 0.0003
 _SAMPLES = 16
 _SLOW_WRITERS = 16
 
@@ -32,7 +33,7 @@ class _Symlink:
     def __init__(self, target: bytes, mtime_ns: "Optional[int]") -> None:
         self.target = target
         self.mtime_ns = mtime_ns
-        self.made = None  # type: Optional[tuple]
+        self.made: Optional[bytes] = None
 
 
 class Tree:
@@ -58,12 +59,12 @@ class Tree:
         self._reserved = reserved
         self._directories = Directories(directory)
         self._directories.flush = self._drain  # type: ignore[method-assign]
-        self._symlinks = {}  # type: Dict[tuple, _Symlink]
-        self._attributes = {}  # type: Dict[tuple, Tuple[int, Optional[int]]]
+        self._symlinks: Dict[bytes, _Symlink] = {}
+        self._attributes: Dict[tuple, Tuple[int, Optional[int]]] = {}
         self._umask = os.umask(0o077)
         os.umask(self._umask)
-        self._pool = None  # type: Optional[Writers]
-        self._creation = 0.0  # mean seconds of the latest creations
+        self._pool: Optional[Writers] = None
+        self._quickest = 1.0  # seconds, of the latest creations of a file
         self._removed_directory = False
 
     def __enter__(self) -> "Tree":
@@ -99,8 +100,7 @@ class Tree:
                 else:
                     self._hard_link(member)
             self._drain()
-            for parts, link in self._symlinks.items():
-                path = b"/".join(parts)
+            for path, link in self._symlinks.items():
                 self._make_symlink(path, link)
         except OSError as error:
             raise failure(error, path, self._root)
@@ -141,7 +141,9 @@ class Tree:
         self.bytes += member.size
         if self._symlinks:
             # The last member of a name wins.
-            self._symlinks.pop(components(path), None)
+            if b"./" in path or b"//" in path:
+                path = b"/".join(components(path))
+            self._symlinks.pop(path, None)
         if self._pool is not None:
             self._pool.write(descriptor, name, member)
             return
@@ -149,10 +151,12 @@ class Tree:
         handle = self._create(descriptor, name, member)
         seconds = time.perf_counter() - began
         write(handle, member)
-        # A running mean, so that a stray stop of one call does not decide.
-        self._creation += (seconds - self._creation) / _SAMPLES
-        if self._creation > _SLOW_SECONDS and self.files > _SAMPLES:
-            self._pool = Writers(_SLOW_WRITERS, self._create)
+        if seconds < self._quickest:
+            self._quickest = seconds
+        if not self.files % _SAMPLES:
+            if self._quickest > _SLOW_SECONDS:
+                self._pool = Writers(_SLOW_WRITERS, self._create)
+            self._quickest = 1.0
 
     def _create(self, descriptor: int, name: bytes, member: Member) -> int:
         """Open a new file; an earlier member of the same name gives way."""
@@ -194,8 +198,8 @@ class Tree:
         parts = components(member.path)
         if not parts:
             return  # the target itself: its mode and time are the caller's
-        self._symlinks.pop(parts, None)
         path = b"/".join(parts)
+        self._symlinks.pop(path, None)
         parent, _, name = path.rpartition(b"/")
         descriptor = self._parent(parent, path)
         try:
@@ -215,15 +219,18 @@ class Tree:
             raise ArchiveError(unsafe(member.path, "is a symlink to nothing"))
         if len(parts) == 1 and parts[0].startswith(self._reserved):
             return
-        self._symlinks.pop(parts, None)
-        self._symlinks[parts] = _Symlink(member.target, member.mtime_ns)
+        path = b"/".join(parts)
+        self._symlinks.pop(path, None)
+        self._symlinks[path] = _Symlink(member.target, member.mtime_ns)
 
     def _make_symlink(self, path: bytes, link: _Symlink) -> None:
         parent, _, name = path.rpartition(b"/")
         descriptor = self._parent(parent, path)
         try:
             if link.made is None:
-                self._replacing(descriptor, name, lambda: os.symlink(link.target, name, dir_fd=descriptor))
+                self._replacing(
+                    descriptor, name, lambda: os.symlink(link.target, name, dir_fd=descriptor)
+                )
                 link.made = path
             else:
                 self._link(link.made, path)
@@ -239,24 +246,26 @@ class Tree:
             )
 
     def _hard_link(self, member: Member) -> None:
-        path, parts = member.path, components(member.path)
+        parts = components(member.path)
+        path = b"/".join(parts)
         if not parts or not member.target or b"\0" in member.target:
             raise ArchiveError(unsafe(path, "is a hard link without a name or a target"))
         try:
-            target = components(member.target)
+            target = b"/".join(components(member.target))
         except ArchiveError:
             raise ArchiveError(unsafe(path, "is a hard link to " + printable(member.target)))
         if len(parts) == 1 and parts[0].startswith(self._reserved):
             return
         if target in self._symlinks:
-            self._symlinks[parts] = self._symlinks[target]
+            self._symlinks[path] = self._symlinks[target]
             return
         self._drain()
-        parent, name = b"/".join(parts[:-1]), parts[-1]
+        parent, _, name = path.rpartition(b"/")
         try:
-            source = self._directories.of(b"/".join(target[:-1]))
-            status = os.lstat(target[-1], dir_fd=source)
-        except (IndexError, FileNotFoundError, NotADirectoryError):
+            target_parent, _, target_name = target.rpartition(b"/")
+            source = self._directories.of(target_parent)
+            status = os.lstat(target_name, dir_fd=source)
+        except (FileNotFoundError, NotADirectoryError):
             if member.size:  # nothing to link, but a body: that makes the file
                 self._file(member)
                 return
@@ -264,11 +273,11 @@ class Tree:
         if status is None or not stat.S_ISREG(status.st_mode):
             what = "is a hard link to {}, which is no file of this archive"
             raise ArchiveError(unsafe(path, what.format(printable(member.target))))
-        self._symlinks.pop(parts, None)
+        self._symlinks.pop(path, None)
         self.files += 1
-        if parts != target:
+        if path != target:
             self._parent(parent, path)
-            self._link(b"/".join(target), b"/".join(parts))
+            self._link(target, path)
         if member.size:
             # conda-pack's defect: the body is that of the one file that both names have.
             descriptor = self._parent(parent, path)

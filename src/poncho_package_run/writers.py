@@ -52,10 +52,10 @@ class Writers:
     def __init__(self, count: int, create: "Create") -> None:
         self._create = create
         self._changed = threading.Condition()
-        self._tasks = deque()  # type: deque
-        self._names = set()  # type: set
+        self._tasks: deque = deque()
+        self._names: set = set()
         self._waiting = 0
-        self._error = None  # type: Optional[BaseException]
+        self._error: Optional[BaseException] = None
         self._closed = False
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
         for thread in self._threads:

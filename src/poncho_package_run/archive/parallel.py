@@ -23,10 +23,10 @@ class Lane:
 
     def __init__(self, item: "Any", changed: threading.Condition, budget: int) -> None:
         self.item = item
-        self.error = None  # type: Optional[Exception]
+        self.error: Optional[Exception] = None
         self._changed = changed
         self._budget = budget
-        self._chunks = deque()  # type: deque
+        self._chunks: deque = deque()
         self._held = 0
         self._ended = False
         self._cancelled = False
@@ -85,8 +85,8 @@ def lanes(
     """
     changed = threading.Condition()
     source = iter(items)
-    open_lanes = deque()  # type: deque
-    state = {"left": workers, "closed": False, "error": None}  # type: dict
+    open_lanes: deque = deque()
+    state: dict = {"left": workers, "closed": False, "error": None}
 
     def produce() -> None:
         try:
@@ -143,7 +143,6 @@ def lanes(
 def prefetch(chunks: "Iterable[bytes]", budget: int) -> "Iterator[bytes]":
     """The same chunks, produced in a thread up to ``budget`` bytes ahead."""
     for lane in lanes(lambda item: item, [chunks], 1, budget):
-        for chunk in lane:
-            yield chunk
+        yield from lane
         if lane.error is not None:
             raise lane.error

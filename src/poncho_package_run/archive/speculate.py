@@ -56,7 +56,7 @@ class Decoded:
         self._ranges = ranges
         self._workers = min(cores, _WORKERS)
         self.end = 0
-        self.state = None  # type: Any
+        self.state: Any = None
 
     def _work(self, piece: "Piece") -> "Iterator[bytes]":
         piece.state = self._new_state()
@@ -86,7 +86,8 @@ class Decoded:
                 # The decoder that stands at this piece's start goes through it.  What was
                 # handed on already was right: nothing in it reached back over the cut.
                 wrong += 1
-                piece = Piece(piece.start, source.size if wrong > _PATIENCE else piece.end)
+                end = piece.end if wrong <= _PATIENCE else source.size or 0
+                piece = Piece(piece.start, end)
                 lane.cancel()
                 piece.state = self.state
                 for chunk in piece.decode(source):
@@ -110,7 +111,7 @@ class Piece:
     def __init__(self, start: int, end: int) -> None:
         self.start = start
         self.end = end
-        self.state = None  # type: Any
+        self.state: Any = None
 
     def decode(self, source: Source) -> "Iterator[bytes]":
         at = self.start
@@ -119,8 +120,7 @@ class Piece:
             if not data:
                 return  # the file got shorter: the state is not at its end, and that is told
             at += len(data)
-            for chunk in self.state.feed(data):
-                yield chunk
+            yield from self.state.feed(data)
             if self.state.finished and self.state.unused is not None:
                 self.end = at
                 return

@@ -15,14 +15,14 @@ class Streams:
     """A state of ``speculate.Decoded``: decodes stream after stream from what it is fed."""
 
     name = ""
-    errors = ()  # type: Tuple[Type[Exception], ...]
+    errors: "Tuple[Type[Exception], ...]" = ()
 
     padding = 1  # streams may be followed by a multiple of so many zero bytes
     finished = True  # an error is final: no decoder goes on over a stream's end
     unused = None  # streams follow each other up to the end of the source
 
     def __init__(self) -> None:
-        self._decoder = None  # type: Any
+        self._decoder: Any = None
         self._zeros = 0
 
     @staticmethod

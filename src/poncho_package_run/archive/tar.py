@@ -10,14 +10,15 @@ from ..directories import printable
 from ..errors import ArchiveError
 from .member import DIRECTORY, FILE, HARDLINK, SYMLINK, Member
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Dict, Iterable, Iterator, Optional, Tuple
+
+    adler32: Optional[Callable[[bytes], int]]
 try:
     from zlib import adler32
 except ImportError:  # an interpreter built without zlib still unpacks a plain tar
-    adler32 = None  # type: ignore[assignment]
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Dict, Iterable, Iterator, Optional, Tuple
+    adler32 = None
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
@@ -53,8 +54,8 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
             environment cannot hold, or no end-of-archive marker.
     """
     stream = _Stream(chunks)
-    defaults = {}  # type: Dict[bytes, bytes]
-    records = {}  # type: Dict[bytes, bytes]
+    defaults: Dict[bytes, bytes] = {}
+    records: Dict[bytes, bytes] = {}
     longname = longlink = None
     while True:
         block = stream.header()
@@ -185,7 +186,9 @@ class _Stream:
         else:
             raise ArchiveError(
                 "the archive is truncated: it ends at byte {} of its tar stream without an "
-                "end-of-archive marker; copy or pack it again".format(self._before + len(self._data))
+                "end-of-archive marker; copy or pack it again".format(
+                    self._before + len(self._data)
+                )
             )
         if not _is_header(block):
             # One zero block is taken for the end, as GNU tar does; pax wants two.
@@ -221,7 +224,7 @@ class _Stream:
             )
         at = self._at
         if size <= len(self._data) - at:
-            body = (self._view[at : at + size],) if size else ()  # type: Tuple[memoryview, ...]
+            body: Tuple[memoryview, ...] = (self._view[at : at + size],) if size else ()
             self._at = at + size
             self._padding = -size % BLOCK
             return Member(FILE, path, mode, mtime_ns, size, b"", body)
@@ -375,7 +378,9 @@ def _pax(body: bytes) -> "Dict[bytes, bytes]":
             raise ArchiveError("the archive is damaged: a malformed pax header; pack it again")
         if b"\0" in value and key in (b"path", b"linkpath"):
             raise ArchiveError(
-                "the archive is unsafe: the name {} holds a NUL; pack it again".format(printable(value))
+                "the archive is unsafe: the name {} holds a NUL; pack it again".format(
+                    printable(value)
+                )
             )
         records[key] = value
         at = stop
@@ -397,7 +402,9 @@ def _nanoseconds(text: bytes) -> int:
     whole, _, fraction = text.partition(b".")
     digits = whole[1:] if whole[:1] == b"-" else whole
     if not digits.isdigit() or len(digits) > 18 or not (fraction + b"0").isdigit():
-        raise ArchiveError("the archive is damaged: the time {}; pack it again".format(printable(text)))
+        raise ArchiveError(
+            "the archive is damaged: the time {}; pack it again".format(printable(text))
+        )
     seconds, nanoseconds = int(whole), int((fraction + b"000000000")[:9])
     if whole[:1] == b"-":
         nanoseconds = -nanoseconds
