@@ -1,0 +1,173 @@
+"""The in-progress marker: who is unpacking into a directory, and what outlives his death.
+
+A regular file in the directory, made with O_EXCL before anything else and there until the
+pipeline renames it to the completion marker.  Its first line is a holder.  It decides who
+unpacks even where locks do not exclude (see ``lock``), and tells a dead unpacking from a
+running one.
+
+A dead process's marker is replaced by a rename, so that a half-made tree is never without
+one, and only by that process's successor (see ``claim``).
+
+Of a holder on another host neither life nor death can be proved.  So the holder touches its
+marker every ``BEAT`` seconds, and whoever would take over watches it for ``SILENCE`` seconds
+first.  The watcher compares what it sees with what it saw, never a time with its own clock.
+It opens the file each time, which is what makes an NFS client ask the server anew.
+"""
+
+import os
+import threading
+import time
+
+from . import claim, holder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional, Tuple
+
+NAME = b".poncho_package_run_unpacking"
+
+BEAT = 2.0
+# Five beats.  A remote holder that is stopped for longer and then goes on has lost the
+# directory: it learns that from ``is_ours`` before it publishes.
+SILENCE = 10.0
+# Nothing can stand in an empty marker's directory yet: its maker is, or died, between two
+# system calls.
+SILENCE_EMPTY = 2.0
+
+
+def is_vacant(directory: bytes) -> bool:
+    """Whether there is nothing to keep: no entry, or the marker of a dead unpacking and its tree.
+
+    Only with the lock held does the answer last.  Raises OSError.
+    """
+    names = os.listdir(directory)
+    # A process may be gone that wanted to succeed to a marker that is gone by now.
+    return NAME in names or all(name.startswith(NAME) for name in names)
+
+
+class Marker:
+    """One directory's in-progress marker.
+
+    Attributes:
+        path (bytes): the marker.
+        taken_over (bool): ``take`` replaced a dead process's marker; what it left is here.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+        self.taken_over = False
+        self._line = holder.encode(holder.describe()) + b"\n"
+        self._seen: Optional[Tuple[bytes, int, int]] = None
+        self._since = 0.0
+        self._stop = threading.Event()
+
+    def is_free(self) -> bool:
+        """Whether no other process works here: no marker, ours, a dead or a silent one's.
+
+        Ask it again and again: the silence is measured from call to call.
+        """
+        seen = self._look()
+        if seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
+        if seen is None:
+            return True
+        theirs = holder.parse(seen[0])
+        if theirs is not None and holder.is_alive(theirs):
+            self._since = time.monotonic()  # a stopped process is silent, yet not to be given up
+            return theirs == holder.describe()
+        if theirs is not None and holder.is_dead(theirs):
+            return True
+        silence = SILENCE if seen[0] else SILENCE_EMPTY
+        return time.monotonic() - self._since >= silence
+
+    def owner(self) -> "Optional[holder.Holder]":
+        """Whom the marker names, for a message."""
+        try:
+            seen = self._look()
+        except OSError:
+            return None
+        return holder.parse(seen[0]) if seen else None
+
+    def take(self) -> bool:
+        """Set the marker, if ``is_free`` just said so and it still is.
+
+        False: another process was faster.  Raises OSError where it cannot be written.
+        """
+        if self._seen is None:
+            try:
+                self._write(self.path, os.O_EXCL)
+            except FileExistsError:
+                return False
+        elif not self._replace(self._seen):
+            return False
+        # A watcher may have taken the marker for an abandoned one while it was still empty.
+        if not self.is_ours():
+            return False
+        threading.Thread(target=self._beat, daemon=True).start()
+        return True
+
+    def is_ours(self) -> bool:
+        """Whether the marker is there and names this process. Raises OSError."""
+        seen = self._look()
+        return seen is not None and seen[0].startswith(self._line)
+
+    def remove(self) -> None:
+        """Take the marker back: nothing was begun under it. Raises OSError."""
+        self.stop()
+        os.unlink(self.path)
+
+    def stop(self) -> None:
+        """Touch the marker no more, and leave it, if it is there, as it is."""
+        self._stop.set()
+
+    def _look(self) -> "Optional[Tuple[bytes, int, int]]":
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            status = os.fstat(fd)
+            return os.read(fd, 4096), status.st_ino, status.st_mtime_ns
+        finally:
+            os.close(fd)
+
+    def _replace(self, seen: "Tuple[bytes, int, int]") -> bool:
+        right = claim.successor(self.path, holder.parse(seen[0]))
+        if not claim.take(right, self.path):
+            return False
+        # Whoever takes over empties the directory of everything but its marker, and so of
+        # the claims and new markers of those who came second.  They find the marker changed,
+        # or their own file gone, and give way.
+        new = right + b".new"
+        try:
+            self._write(new, os.O_TRUNC)
+            if self._look() != seen:
+                os.unlink(new)
+                return False
+            os.rename(new, self.path)
+        except FileNotFoundError:
+            return False
+        finally:
+            claim.give_up(right)
+        self.taken_over = True
+        return True
+
+    def _write(self, path: bytes, flag: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flag
+        fd = os.open(path, flags, 0o666)
+        try:
+            os.write(fd, self._line)
+        except OSError:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)  # also what makes an NFS client show others the content
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT):
+            try:
+                if not self.is_ours():
+                    return
+                os.utime(self.path)
+            except OSError:
+                pass  # a beat may be missed; an error that stays fails the unpacking itself
