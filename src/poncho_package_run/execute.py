@@ -1,8 +1,9 @@
 """Becoming the command.  Compiled at every start: keep it short."""
 
-import _signal  # the module signal costs 2 ms: it makes enums of everything
 import os
 import sys
+
+import _signal  # type: ignore[import-not-found]  # the module signal takes 2 ms, for its enums
 
 
 def execute(command: list, environ: dict) -> None:
