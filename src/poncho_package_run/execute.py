@@ -1,9 +1,8 @@
 """Becoming the command.  Compiled at every start: keep it short."""
 
+import _signal  # type: ignore[import-not-found]  # the module signal takes 2 ms, for its enums
 import os
 import sys
-
-import _signal  # type: ignore[import-not-found]  # the module signal takes 2 ms, for its enums
 
 
 def execute(command: list, environ: dict) -> None:
