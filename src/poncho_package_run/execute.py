@@ -1,6 +1,6 @@
 """Becoming the command.  Compiled at every start: keep it short."""
 
-import _signal  # the module signal costs 2 ms: it makes enums of everything
+import _signal  # type: ignore[import-not-found]  # the module signal takes 2 ms, for its enums
 import os
 import sys
 

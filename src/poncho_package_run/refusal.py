@@ -9,6 +9,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
+IS_DIRECTORY = "it is a directory; name the program in it"
+NOT_PERMITTED = "permission denied; make it executable with chmod +x"
+
 
 def not_found(word: bytes, error: "Optional[OSError]" = None) -> Failure:
     """The failure to tell when no file has the command's name.
@@ -19,19 +22,23 @@ def not_found(word: bytes, error: "Optional[OSError]" = None) -> Failure:
     """
     name = os.fsdecode(word)
     if isinstance(error, PermissionError):
-        return CommandNotExecutable(
-            "cannot run {}: {}; make its directories searchable".format(name, error.strerror)
-        )
-    if error is not None:
+        return not_executable(word, "permission denied; make its directories searchable")
+    if b"/" in word:
+        reason = error.strerror if error else os.strerror(errno.ENOENT)
         return CommandNotFound(
             "cannot run {}: {}; check the path, it is taken from the working directory".format(
-                name, error.strerror
+                name, reason
             )
         )
     return CommandNotFound(
         "command not found: {}; check the spelling, or install it into the environment before "
         "packing it".format(name or "'' (an empty word)")
     )
+
+
+def not_executable(path: bytes, reason: str) -> Failure:
+    """The failure to tell when the file is there; ``reason`` ends with what to do."""
+    return CommandNotExecutable("cannot run {}: {}".format(os.fsdecode(path), reason))
 
 
 def judge(path: bytes, error: OSError, command: list, environ: dict) -> Failure:
@@ -45,38 +52,36 @@ def judge(path: bytes, error: OSError, command: list, environ: dict) -> Failure:
     Raises:
         CommandNotExecutable: it is what was meant, so that a later one must not be run instead.
     """
-    name = os.fsdecode(path)
-    advice = "see execve(2) for what that means"
-    reason = error.strerror
+    reason = "{}; see execve(2) for what that means".format(error.strerror)
     if error.errno == errno.EACCES:
         if os.path.isdir(path):
-            return CommandNotExecutable(
-                "cannot run {}: it is a directory; name the program in it".format(name)
-            )
-        advice = "make it executable with chmod +x"
+            return not_executable(path, IS_DIRECTORY)
         if not os.stat(path).st_mode & 0o111:
-            return CommandNotExecutable("cannot run {}: {}; {}".format(name, reason, advice))
+            return not_executable(path, NOT_PERMITTED)
         if os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0):
-            # A system's own python further on in PATH would run without a word, and fail later.
-            reason = "its file system is mounted noexec"
-            advice = "give a directory elsewhere with --unpack-to or TMPDIR"
+            # Else the system's own python, further on in PATH, would be run in its place.
+            reason = (
+                "its file system is mounted noexec; "
+                "give a directory elsewhere with --unpack-to or TMPDIR"
+            )
         elif os.access(path, os.X_OK):
-            reason += ", for the interpreter in its first line"
+            reason = "no permission for the interpreter in its first line; make that executable"
         else:
-            return CommandNotExecutable("cannot run {}: {}; {}".format(name, reason, advice))
+            return not_executable(path, NOT_PERMITTED)
     elif error.errno == errno.ENOENT:
-        reason = "the interpreter in its first line, or its dynamic loader, does not exist"
-        advice = "run it with an interpreter that does: python3 {}".format(name)
+        reason = (
+            "the interpreter in its first line, or its dynamic loader, does not exist; "
+            "run it with one that does (python3 FILE)"
+        )
     elif error.errno == errno.E2BIG:
         size = sum(map(len, command)) + sum(map(len, environ)) + sum(map(len, environ.values()))
-        reason = "its arguments and variables are too long ({} bytes)".format(size)
-        advice = "pass long ones in a file"
+        reason = "{} bytes of arguments and variables are too many; pass long ones in a file"
+        reason = reason.format(size)
     elif error.errno == errno.ENOEXEC:
         if not _is_binary(path):
-            os.execve(b"/bin/sh", [b"/bin/sh", path] + command[1:], environ)
-        reason = "it is not a program for this kind of machine"
-        advice = "pack the environment on a machine of this kind"
-    raise CommandNotExecutable("cannot run {}: {}; {}".format(name, reason, advice))
+            os.execve(b"/bin/sh", [b"/bin/sh", path, *command[1:]], environ)
+        reason = "it is no program for this kind of machine; pack the environment on one"
+    raise not_executable(path, reason)
 
 
 def _is_binary(path: bytes) -> bool:

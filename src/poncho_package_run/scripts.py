@@ -1,10 +1,11 @@
 """Activation scripts: the one shell that sources them and then becomes the command."""
 
-import errno
 import fcntl
 import os
 
-from .refusal import not_found
+from .refusal import IS_DIRECTORY, NOT_PERMITTED, not_executable, not_found
+
+_TITLE = "poncho_package_run: "
 
 # What a shell sets or forgets of its own accord: kept from it, and given to the command again.
 _RESTORED = (b"PWD", b"OLDPWD", b"PS1", b"PS2", b"PS4", b"IFS", b"_")
@@ -39,10 +40,11 @@ trap '_ppr_resume %(words)s' EXIT
 { set +aefuvx; } 2>/dev/null
 fi
 """
+# The last trap is for an exec that fails: the command is there, but cannot be executed.
 _END = b"""
-trap - EXIT
 shift 2
 unset -v PWD OLDPWD PS1 PS2 PS4 _ppr_status _ppr_program _ppr_done _ppr_script
+trap 'exit 126' EXIT
 """
 
 # In bash "set --" in a script changes our own arguments, and in a function its "declare -x"
@@ -53,7 +55,6 @@ unset -v PWD OLDPWD PS1 PS2 PS4 _ppr_status _ppr_program _ppr_done _ppr_script
 # only INT needs a trap.
 _BASH_BEGIN = b"""
 _ppr_words=("$@")
-set --
 _ppr_reset() {
 trap : HUP ALRM TERM XCPU VTALRM USR1 USR2
 trap - HUP ALRM TERM XCPU VTALRM USR1 USR2
@@ -112,7 +113,7 @@ def shell_command(prefix: bytes, scripts: list, command: list, environ: dict) ->
     if bash:
         shell = [bash, b"--noprofile", b"--norc"]
         begin, end = _BASH_BEGIN, _BASH_END
-        words, source, redirection = b'"${_ppr_words[@]}"', b'. "$_ppr_script"', b""
+        words, source, redirection = b'"${_ppr_words[@]}"', b'set --; . "$_ppr_script"', b""
         output = b">&-"
         if _is_open(1):
             spare = b"%d" % fcntl.fcntl(1, fcntl.F_DUPFD, 10)
@@ -145,20 +146,22 @@ def shell_command(prefix: bytes, scripts: list, command: list, environ: dict) ->
             }
         )
     lines.append(end % {b"output": output})
-    lines += [_go_back(), _END, _check(command[0])]
+    lines += [_go_back(), _check(command[0]), _END]
     assignments = [name + b"=" + _quoted(value) for name, value in restored.items()]
-    lines.append(b" ".join(assignments + [b'exec -- "$@"' if bash else b'exec "$@"']))
+    assignments.append(b'exec -- "$@"' if bash else b'exec "$@"')
+    lines.append(b" ".join(assignments))
     if carried and b"=" not in command[0]:
         pairs = [name + b"=" + value for name, value in carried.items()]
-        command = [b"/usr/bin/env"] + pairs + command
+        command = [b"/usr/bin/env", *pairs, *command]
     # In braces, so that it is read to its end before a script can define an alias.
     program = b"{\n" + b"\n".join(lines) + b"\n}"
-    return shell + [b"-c", b'eval "$1"', b"poncho_package_run", program, b"0"] + command, variables
+    shell += [b"-c", b'eval "$1"', b"poncho_package_run", program, b"0"]
+    return shell + command, variables
 
 
 def _bash(environ: dict) -> bytes:
     """The path of bash, empty if there is none."""
-    for folder in environ.get(b"PATH", b"").split(b":") + [b"/bin", b"/usr/bin"]:
+    for folder in [*environ.get(b"PATH", b"").split(b":"), b"/bin", b"/usr/bin"]:
         path = os.path.join(folder, b"bash")
         if folder and os.access(path, os.X_OK) and os.path.isfile(path):
             return path
@@ -166,14 +169,19 @@ def _bash(environ: dict) -> bytes:
 
 
 def _check(word: bytes) -> bytes:
-    """Shell lines that tell in our words, and with our status, that there is no such command."""
+    """Shell lines that refuse in our words what the shell would refuse in its own."""
+    tests = [(b"command -v -- %s >/dev/null 2>&1", not_found(word))]
     if b"/" in word:
-        error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        test, message = b"[ -e %s ]", not_found(word, error)
-    else:
-        test, message = b"command -v -- %s >/dev/null 2>&1", not_found(word)
-    told = b"printf '%%s\\n' %s >&2" % _quoted(b"poncho_package_run: " + os.fsencode(str(message)))
-    return b"%s || {\n%s\nexit %d\n}" % (test % _quoted(word), told, message.status)
+        tests = [
+            (b"[ -e %s ]", not_found(word)),
+            (b"[ ! -d %s ]", not_executable(word, IS_DIRECTORY)),
+            (b"[ -x %s ]", not_executable(word, NOT_PERMITTED)),
+        ]
+    line = b"%s || {\nprintf '%%s\\n' %s >&2\nexit %d\n}"
+    return b"\n".join(
+        line % (test % _quoted(word), _quoted(os.fsencode(_TITLE + str(told))), told.status)
+        for test, told in tests
+    )
 
 
 def _go_back() -> bytes:

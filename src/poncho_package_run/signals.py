@@ -7,11 +7,11 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Optional
 
-# Their default action is not to end the process, or they report a fault of the program itself,
-# or nothing can be done about them.
-_NOT_OURS = (
-    "CHLD CONT STOP TSTP TTIN TTOU URG WINCH INFO KILL ABRT BUS FPE ILL SEGV SYS TRAP EMT"
-).split()
+# Reports of a defect of the process that gets them.
+FAULTS = ["ABRT", "BUS", "EMT", "FPE", "ILL", "SEGV", "SYS", "TRAP"]
+
+# Those whose default action is not to end a process, and one that cannot be caught.
+_HARMLESS = ["CHLD", "CONT", "INFO", "STOP", "TSTP", "TTIN", "TTOU", "URG", "WINCH", "KILL"]
 
 
 class Terminated(BaseException):
@@ -42,7 +42,7 @@ class interruptible:
         self._caught = 0
         self._postponed = False
         self._before = {}
-        for number in numbers(_NOT_OURS):
+        for number in numbers(FAULTS + _HARMLESS):
             handler = signal.getsignal(number)
             if handler in (signal.SIG_DFL, signal.default_int_handler):
                 self._before[number] = handler

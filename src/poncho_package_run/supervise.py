@@ -5,7 +5,7 @@ import signal
 
 from . import errors
 from .execute import execute
-from .signals import numbers, postpone
+from .signals import FAULTS, numbers, postpone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,13 +13,18 @@ if TYPE_CHECKING:
 
 # Not to be forwarded, as in tini and dumb-init: news of the child, faults of our own, what
 # nobody can catch, and the terminal's word that we are in the background.
-_KEPT = "CHLD ABRT BUS FPE ILL SEGV SYS TRAP EMT KILL STOP TTIN TTOU".split()
+_KEPT = [*FAULTS, "CHLD", "KILL", "STOP", "TTIN", "TTOU"]
+
+# si_code of a signal that the kernel itself sends: SI_KERNEL of Linux and of FreeBSD.
+_SI_KERNEL = (0x80, 0x10006)
+
+_TEXT = ("utf-8", "surrogateescape")
 
 # What a terminal sends to the whole foreground process group.
-_OF_TERMINAL = "HUP INT QUIT TSTP WINCH INFO".split()
+_OF_TERMINAL = ("HUP", "INT", "QUIT", "TSTP", "WINCH", "INFO")
 
 
-def supervise(command: list, environ: dict, lease: "Optional[int]" = None) -> int:
+def supervise(command: list, environ: dict, lease_fd: "Optional[int]" = None) -> int:
     """Run the command in a child and wait for it, as if it were this process.
 
     The child is in our process group and has our descriptors, signal mask and dispositions.
@@ -29,7 +34,7 @@ def supervise(command: list, environ: dict, lease: "Optional[int]" = None) -> in
     Args:
         command: argv, bytes.
         environ: bytes to bytes.
-        lease: a descriptor that the command and what it starts are to hold open.
+        lease_fd: a descriptor that the command and what it starts are to hold open.
 
     Returns:
         The command's exit status, 128+N if signal N ended it.  Any context ``interruptible``
@@ -46,25 +51,100 @@ def supervise(command: list, environ: dict, lease: "Optional[int]" = None) -> in
     # Blocked before the fork, so that none is lost: a blocked signal waits for sigwaitinfo,
     # even where its disposition is to be ignored.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [*forwarded, signal.SIGCHLD])
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            if reaped_by_kernel:
-                signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-            _become(command, environ, mask, lease)
-        except BaseException as error:
-            os.write(writer, type(error).__name__.encode() + b" " + os.fsencode(str(error)))
-        finally:
-            os._exit(127)
-    os.close(writer)
     try:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                if reaped_by_kernel:
+                    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+                _become(command, environ, mask, lease_fd)
+            except BaseException as error:
+                # Nobody reads before we end: more than this might not fit into a pipe.
+                os.write(writer, (type(error).__name__ + " " + str(error)).encode(*_TEXT)[:4096])
+            finally:
+                os._exit(127)
+        os.close(writer)
         status = _wait(child, forwarded)
     finally:
         postpone()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     with os.fdopen(reader, "rb") as pipe:
-        name, _, message = pipe.read().partition(b" ")
+        name, _, message = pipe.read().decode(*_TEXT).partition(" ")
     if name:
-        raise getattr(errors, name.decode(), errors.Failure)(os.fsdecode(message))
-    return -status if status < 0 else status
+        raise getattr(errors, name, errors.Failure)(message)
+    return status
+
+
+def _become(command: list, environ: dict, mask: set, lease_fd: "Optional[int]") -> None:
+    """In the child: undo what is ours, and execute the command."""
+    for number in numbers(_KEPT):
+        if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN):
+            # A handler of ours must not run in the child once the mask lets signals through.
+            signal.signal(number, signal.SIG_DFL)
+    if lease_fd is not None:
+        os.set_inheritable(lease_fd, True)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    execute(command, environ)
+
+
+def _wait(child: int, forwarded: list) -> int:
+    """Forward signals until the child has ended; its exit status."""
+    while True:
+        number, code = _next([*forwarded, signal.SIGCHLD])
+        if number != signal.SIGCHLD:
+            if not _is_from_terminal(number, code, child):
+                try:
+                    os.kill(child, number)  # not yet reaped, so the number is still its own
+                except PermissionError:
+                    continue  # it has become another user (sudo); we cannot signal that
+            continue
+        pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
+        if not pid:
+            continue
+        if os.WIFSTOPPED(status):
+            _stop(os.WSTOPSIG(status))
+        elif os.WIFEXITED(status):
+            return os.WEXITSTATUS(status)
+        else:
+            return 128 + os.WTERMSIG(status)
+
+
+def _next(numbers: list) -> tuple:
+    """The next of these (blocked) signals, and the kernel's word on where it comes from."""
+    if hasattr(signal, "sigwaitinfo"):
+        info = signal.sigwaitinfo(numbers)
+        return info.si_signo, info.si_code
+    return signal.sigwait(numbers), None
+
+
+def _is_from_terminal(number: int, code: "Optional[int]", child: int) -> bool:
+    """Whether a terminal has sent this signal to our process group, and so to the child too."""
+    if number not in [getattr(signal, "SIG" + each, 0) for each in _OF_TERMINAL]:
+        return False
+    if os.getpgid(child) != os.getpgrp():
+        return False
+    if number == signal.SIGHUP and os.getsid(0) == os.getpid():
+        return False  # a terminal that hangs up tells the leader of its session alone
+    if code is not None:
+        return code in _SI_KERNEL
+    try:
+        with open("/dev/tty", "rb", 0) as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def _stop(number: int) -> None:
+    """Stop like the child, so that the shell that waits for us sees its job stopped."""
+    if signal.SIGCONT in signal.sigpending():
+        return  # the child is being continued too, and this is old news
+    if number == signal.SIGSTOP:
+        os.kill(os.getpid(), number)
+        return
+    handler = signal.signal(number, signal.SIG_DFL)
+    # Sent while blocked, it is one with that which the terminal may have sent us already.
+    os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    signal.signal(number, handler)
