@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import conda_pack
 import pytest
 from support import commands, readme
 from support.process import wait_for
@@ -45,14 +46,12 @@ def test_work_queue_manager(project, environment, tmp_path):
     assert len(text.splitlines()) <= 40
     (project / "manager.py").write_text(text)
     # Debian's Python has work_queue; conda_pack comes from the one that runs this.
-    [conda_pack] = importlib.util.find_spec("conda_pack").submodule_search_locations
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "conda_pack").symlink_to(conda_pack)
+    modules = os.path.dirname(os.path.dirname(conda_pack.__file__))
     (project / "env.tar.gz").unlink()
     with WorkQueue(tmp_path / "engine") as engine:
         manager = engine.start_manager(
             [PYTHON, "manager.py", environment.prefix],
-            {"PYTHONPATH": str(tmp_path / "modules"), "PYTHONWARNINGS": "ignore"},
+            {"PYTHONPATH": modules},
             cwd=project,
         )
         told = wait_for(
@@ -68,9 +67,10 @@ def test_work_queue_manager(project, environment, tmp_path):
 def test_gnu_parallel(project, variables, tmp_path):
     commands.need("parallel")
     line = readme.block("tests/test_recipes.py::test_gnu_parallel")
+    home = os.fsencode(tmp_path / "parallel")
     done = subprocess.run(
-        ["sh", "-c", line], cwd=project, stdout=subprocess.PIPE, timeout=120,
-        env={**variables, b"PARALLEL_HOME": os.fsencode(tmp_path)},
+        ["sh", "-c", line], cwd=project, env={**variables, b"PARALLEL_HOME": home},
+        stdout=subprocess.PIPE, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0
     assert [is_pi(said) for said in done.stdout.split()] == [True] * 4

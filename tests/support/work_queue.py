@@ -125,7 +125,8 @@ class WorkQueue:
         """A factory that starts one worker, by ``wrapper`` and with ``inputs`` beside it.
 
         This is what its option --python-package stands for, but in 9.9 that one puts the
-        names of the inputs where the wrapper belongs, and no worker starts.
+        names of the inputs where the wrapper belongs, and no worker starts.  Stopped, it
+        ends the worker's shell alone; the worker leaves after 5 idle seconds.
         """
         scratch = self.folder / "factory"
         scratch.mkdir()
@@ -133,7 +134,7 @@ class WorkQueue:
             shutil.copy(path, scratch)
         command = [
             "work_queue_factory", "--batch-type", "local", "--catalog", "127.0.0.1:9097",
-            "--min-workers", "1", "--max-workers", "1", "--timeout", "30", "--wrapper", wrapper,
+            "--min-workers", "1", "--max-workers", "1", "--timeout", "5", "--wrapper", wrapper,
             "--scratch-dir", scratch, "127.0.0.1", str(self.port),
         ]  # fmt: skip
         return self._start(command, "factory.out", {})
