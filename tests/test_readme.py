@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support import readme
 
 STATUSES = {
     "64": "the command line is wrong",
-    "65": "the archive is damaged, truncated, unsafe, of an unknown format, or holds no environment",
+    "65": "the archive is damaged, truncated, unsafe, of an unknown format,"
+    " or holds no environment",
     "66": "the archive does not exist or cannot be read",
     "69": "a decoder that this archive needs is not to be had on this machine",
     "73": "DIR or the temporary directory cannot be created or written",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import conda_pack
 import pytest
+
 from support import commands, readme
 from support.process import wait_for
 from support.work_queue import PYTHON, WorkQueue, need_work_queue

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
 from support.process import wait_for
 from support.work_queue import PYTHON, WorkQueue, need_work_queue
 

@@ -112,7 +112,9 @@ class WorkQueue:
         # The last one may not be whole yet.
         return self.printed.split("\n")[:-1]
 
-    def start_worker(self, cores: int = 2, wrapper: tuple[Any, ...] = ()) -> "subprocess.Popen[bytes]":
+    def start_worker(
+        self, cores: int = 2, wrapper: tuple[Any, ...] = ()
+    ) -> "subprocess.Popen[bytes]":
         """A worker for this manager, run by ``wrapper``; it leaves when the manager does."""
         command = [
             *wrapper, "work_queue_worker", "--single-shot", "--timeout", "30",
