@@ -7,8 +7,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
 from support.process import wait_for
 from support.work_queue import PYTHON, WorkQueue, need_work_queue
+
+pytestmark = pytest.mark.network_engine
 
 KEPT = '--unpack-to "$WORK_QUEUE_SANDBOX"/env'
 TEMPORARY = ""
@@ -157,6 +160,34 @@ def test_python_task(engine, artifact, tmp_path, name):
     assert os.path.basename(prefix) == "env.tar.gz-env"
     assert engine.sandboxes in Path(prefix).parents
     engine.stop(worker)
+    assert engine.leftovers() == []
+
+
+def test_worker_inside_an_environment(engine, task, artifact, tiny):
+    """The tool runs a worker, whose tasks run the tool."""
+    show = """sh -c 'echo "$CONDA_PREFIX"; hello inside'"""
+    engine.submit(*(task(show, place) for place in (KEPT, TEMPORARY)))
+    worker = engine.start_worker(wrapper=(PYTHON, artifact, "-e", tiny, "--"))
+    results = engine.results(2)
+    assert [result["status"] for result in results] == [0, 0], results
+    for result in results:
+        prefix, said = result["output"].splitlines()
+        assert engine.sandboxes in Path(prefix).parents
+        assert said == "hello inside"
+    engine.stop(worker)
+    assert engine.leftovers() == []
+
+
+def test_factory(engine, artifact, tiny, tmp_path):
+    """A factory starts its workers through the tool."""
+    tool = tmp_path / "python_package_run"
+    shutil.copy(artifact, tool)
+    # The task itself has neither the tool nor the archive: it finds those of its worker.
+    engine.submit({"command": "hello from the environment"})
+    factory = engine.start_factory("./python_package_run -e tiny.tar.gz --", tool, tiny)
+    [result] = engine.results(1)
+    assert (result["status"], result["output"]) == (0, "hello from the environment\n")
+    engine.stop(factory)
     assert engine.leftovers() == []
 
 

@@ -6,6 +6,7 @@ As Debian packages them: coop-computing-tools and python3-workqueue, release 9.9
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import uuid
@@ -59,6 +60,7 @@ class WorkQueue:
         }
         self.port = 0
         self._manager: Optional[subprocess.Popen[bytes]] = None
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "WorkQueue":
         return self
@@ -69,25 +71,36 @@ class WorkQueue:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it ended by itself after it was listed
-        if self._manager:
-            self._manager.wait()
+        for process in self._started:
+            process.wait()
 
     def submit(self, *tasks: dict[str, Any], path: str = "") -> None:
         """Start the manager with these tasks (see manager.py), ``path`` before its PATH."""
         described = self.folder / "tasks.json"
         described.write_text(json.dumps(tasks))
-        environ = {**self.environ, "TMPDIR": str(self.folder / "manager-tmp")}
-        self.start_manager([PYTHON, "-I", _MANAGER, described], environ, path)
+        path = os.pathsep.join([path, self.environ["PATH"]])
+        self.start_manager([PYTHON, "-I", _MANAGER, described], {"PATH": path})
         self.port = int(wait_for(lambda: self._lines()[:1], what="the manager's port")[0])
 
-    def start_manager(self, command: list[Any], environ: dict[str, str], path: str = "") -> None:
-        """Start any manager program; what it prints is in ``printed``."""
-        environ = {**environ, "PATH": os.pathsep.join([path, environ["PATH"]])}
-        with open(self.folder / "manager.out", "wb") as out:
-            self._manager = subprocess.Popen(
-                command, env=environ, cwd=self.folder, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+    def start_manager(
+        self, command: list[Any], variables: dict[str, str], cwd: Optional[Path] = None
+    ) -> "subprocess.Popen[bytes]":
+        """Start a manager program, any; what it prints is in ``printed``."""
+        variables = {"TMPDIR": str(self.folder / "manager-tmp"), **variables}
+        self._manager = self._start(command, "manager.out", variables, cwd)
+        return self._manager
+
+    def _start(
+        self, command: list[Any], out: str, variables: dict[str, str], cwd: Optional[Path] = None
+    ) -> "subprocess.Popen[bytes]":
+        with open(self.folder / out, "ab") as file:
+            process = subprocess.Popen(
+                command, env={**self.environ, **variables}, cwd=cwd or self.folder,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,
             )  # fmt: skip
+        self._started.append(process)
+        return process
 
     @property
     def printed(self) -> str:
@@ -99,18 +112,34 @@ class WorkQueue:
         # The last one may not be whole yet.
         return self.printed.split("\n")[:-1]
 
-    def start_worker(self, cores: int = 2, wrapper: tuple[Any, ...] = ()) -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, cores: int = 2, wrapper: tuple[Any, ...] = ()
+    ) -> "subprocess.Popen[bytes]":
         """A worker for this manager, run by ``wrapper``; it leaves when the manager does."""
-        with open(self.folder / "worker.out", "ab") as out:
-            return subprocess.Popen(
-                [
-                    *wrapper, "work_queue_worker", "--single-shot", "--timeout", "30",
-                    "--workdir", self.sandboxes, "--cores", str(cores),
-                    "--memory", "4000", "--disk", "4000", "127.0.0.1", str(self.port),
-                ],
-                env=self.environ, cwd=self.folder, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+        command = [
+            *wrapper, "work_queue_worker", "--single-shot", "--timeout", "30",
+            "--workdir", self.sandboxes, "--cores", str(cores),
+            "--memory", "4000", "--disk", "4000", "127.0.0.1", str(self.port),
+        ]  # fmt: skip
+        return self._start(command, "worker.out", {})
+
+    def start_factory(self, wrapper: str, *inputs: Path) -> "subprocess.Popen[bytes]":
+        """A factory that starts one worker, by ``wrapper`` and with ``inputs`` beside it.
+
+        This is what its option --python-package stands for, but in 9.9 that one puts the
+        names of the inputs where the wrapper belongs, and no worker starts.  Stopped, it
+        ends the worker's shell alone; the worker leaves after 5 idle seconds.
+        """
+        scratch = self.folder / "factory"
+        scratch.mkdir()
+        for path in inputs:
+            shutil.copy(path, scratch)
+        command = [
+            "work_queue_factory", "--batch-type", "local", "--catalog", "127.0.0.1:9097",
+            "--min-workers", "1", "--max-workers", "1", "--timeout", "5", "--wrapper", wrapper,
+            "--scratch-dir", scratch, "127.0.0.1", str(self.port),
+        ]  # fmt: skip
+        return self._start(command, "factory.out", {})
 
     def results(self, count: int) -> list[dict[str, Any]]:
         """The reports of ``count`` tasks, once so many have ended, in the order of submission."""
