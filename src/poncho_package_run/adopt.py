@@ -12,8 +12,8 @@ import os
 from . import verify
 from .completion import MARKER, OURS, prefix_in
 from .errors import CannotCreate
+from .failures import failure
 from .lock import acquire
-from .refused import failure
 from .relocate import SCRIPT, Relocation
 from .report import Report, warn
 from .signals import interruptible

@@ -91,7 +91,7 @@ def main() -> None:
 
         status = run(Options(sys.argv[1:]))
     except BaseException as error:
-        from .failed import status_of
+        from .explain import status_of
 
         status = status_of(error)
     sys.exit(status)

@@ -11,7 +11,7 @@ import stat
 
 from .directories import Directories, components, printable
 from .errors import ArchiveError, RelocationError
-from .refused import failure
+from .failures import failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import time
 from .archive.member import DIRECTORY, FILE, SYMLINK, Member
 from .directories import Directories, components, printable
 from .errors import ArchiveError
-from .refused import failure, unsafe
+from .failures import failure, unsafe
 from .writers import Writers, create, write
 
 TYPE_CHECKING = False
