@@ -286,7 +286,7 @@ class TestDirectoryAsEnvironment:
         assert result.stdout.decode().splitlines()[0] == str(unpacked)
         assert result.stderr.count(b"\n") == 1
         assert result.stderr.startswith(b"poncho_package_run: ")
-        assert os.fsencode(tmp_path / "kept") in result.stderr
+        assert b"--unpack-to" in result.stderr
         assert not (tmp_path / "kept").exists()
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write in a read-only directory")
