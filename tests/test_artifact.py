@@ -281,8 +281,9 @@ class TestRunDirectly:
         run("-e", environment.archive(scripts=False), "-d", kept, check=True)
         tool = Path(shutil.copy(artifact, kept / "bin" / "poncho_package_run"))
         tool.chmod(0o755)
-        (tmp_path / "link").symlink_to(tool)
-        for name in (tool, tmp_path / "link"):
+        # TaskVine reaches an environment through a symlink into the worker's cache.
+        (tmp_path / "link").symlink_to(kept)
+        for name in (tool, tmp_path / "link" / "bin" / "poncho_package_run"):
             env = {**variables, b"PATH": b"/nonexistent"}
             command = [name, "-e", kept, "showprefix"]
             result = subprocess.run(command, env=env, capture_output=True)

@@ -244,7 +244,8 @@ def virtual(tmp_path_factory):
     return pack
 
 
-@pytest.mark.filterwarnings("ignore:.*tarfile.*:DeprecationWarning")
+# It warns of its own: pyvenv.cfg goes in twice.
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
 @pytest.mark.parametrize("format", ["tar", "tar.gz", "tar.bz2", "zip"])
 def test_an_environment_of_venv_pack(run, virtual, tmp_path, format):
     archive, kept = virtual(format), tmp_path / "kept"
@@ -255,7 +256,8 @@ def test_an_environment_of_venv_pack(run, virtual, tmp_path, format):
         references.extract(archive, tmp_path / "elsewhere")
         expected = trees.snapshot(tmp_path / "elsewhere")
         assert not trees.differences(expected, trees.snapshot(kept))
-        assert os.readlink(kept / "bin" / "python").startswith("/")
+        links = {entry.target[:1] for entry in expected.values() if entry.type == "symlink"}
+        assert b"/" in links, "absolute ones are kept"
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ class TestDirectoryAsEnvironment:
     def unpacked(self, environment, tmp_path):
         """What `conda-pack --format no-archive` leaves, or `tar xf` of an archive."""
         target = tmp_path / "unpacked"
-        shutil.copytree(environment.archive("no-archive"), target, symlinks=True)
+        shutil.copytree(environment.archive("no-archive", scripts=False), target, symlinks=True)
         return target
 
     def test_it_is_used_where_it_is(self, run, unpacked, tmp_path):
@@ -275,7 +275,7 @@ class TestDirectoryAsEnvironment:
         # conda-pack makes this tree of hard links to its sources, where they are on one device.
         target = tmp_path / "unpacked"
         source = tmp_path / "source"
-        shutil.copytree(environment.archive("no-archive"), source, symlinks=True)
+        shutil.copytree(environment.archive("no-archive", scripts=False), source, symlinks=True)
         before = trees.snapshot(source)
         shutil.copytree(source, target, symlinks=True, copy_function=os.link)
         run("-e", target, "showprefix", check=True)
@@ -286,7 +286,7 @@ class TestDirectoryAsEnvironment:
         assert result.stdout.decode().splitlines()[0] == str(unpacked)
         assert result.stderr.count(b"\n") == 1
         assert result.stderr.startswith(b"poncho_package_run: ")
-        assert os.fsencode(tmp_path / "kept") in result.stderr
+        assert b"--unpack-to" in result.stderr
         assert not (tmp_path / "kept").exists()
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write in a read-only directory")

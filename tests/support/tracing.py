@@ -19,7 +19,7 @@ def strace(*options: Name, log: Name = os.devnull, follow: bool = True) -> list[
         log: where strace writes what it saw.
         follow: trace all threads and children too.
     """
-    return [need("strace"), "-qq", *(["-f"] if follow else []), "-o", log, *options]
+    return [need("strace"), "--quiet=all", *(["-f"] if follow else []), "-o", log, *options]
 
 
 def failing(
@@ -51,8 +51,9 @@ def without_libzstd(follow: bool = True) -> list[Name]:
         ["sh", "-c", "PATH=$PATH:/sbin:/usr/sbin ldconfig -p"], capture_output=True, text=True
     ).stdout
     found = [line.split("=> ")[1].strip() for line in listing.splitlines() if "libzstd" in line]
-    # The loader opens the name in its cache; strace compares names after following links.
-    paths = {*found, *map(os.path.realpath, found)}
+    # The loader opens the name in its cache, then the same name in its own folders.
+    folders = {os.path.dirname(os.path.realpath(path)) for path in found}
+    paths = {*found, *(f"{folder}/{os.path.basename(p)}" for folder in folders for p in found)}
     return failing("openat", "ENOENT", paths=sorted(paths), follow=follow) if paths else []
 
 
