@@ -146,7 +146,7 @@ def shell_command(prefix: bytes, scripts: list, command: list, environ: dict) ->
             }
         )
     lines.append(end % {b"output": output})
-    lines += [_go_back(), _check(command[0]), _END]
+    lines += [b"trap - EXIT", _go_back(), _check(command[0]), _END]
     assignments = [name + b"=" + _quoted(value) for name, value in restored.items()]
     assignments.append(b'exec -- "$@"' if bash else b'exec "$@"')
     lines.append(b" ".join(assignments))

@@ -24,7 +24,7 @@ _TEXT = ("utf-8", "surrogateescape")
 _OF_TERMINAL = ("HUP", "INT", "QUIT", "TSTP", "WINCH", "INFO")
 
 
-def supervise(command: list, environ: dict, lease_fd: "Optional[int]" = None) -> int:
+def supervise(command: list, environ: dict, lease: "Optional[int]" = None) -> int:
     """Run the command in a child and wait for it, as if it were this process.
 
     The child is in our process group and has our descriptors, signal mask and dispositions.
@@ -34,7 +34,7 @@ def supervise(command: list, environ: dict, lease_fd: "Optional[int]" = None) ->
     Args:
         command: argv, bytes.
         environ: bytes to bytes.
-        lease_fd: a descriptor that the command and what it starts are to hold open.
+        lease: a descriptor that the command and what it starts are to hold open.
 
     Returns:
         The command's exit status, 128+N if signal N ended it.  Any context ``interruptible``
@@ -58,7 +58,7 @@ def supervise(command: list, environ: dict, lease_fd: "Optional[int]" = None) ->
             try:
                 if reaped_by_kernel:
                     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-                _become(command, environ, mask, lease_fd)
+                _become(command, environ, mask, lease)
             except BaseException as error:
                 # Nobody reads before we end: more than this might not fit into a pipe.
                 os.write(writer, (type(error).__name__ + " " + str(error)).encode(*_TEXT)[:4096])
@@ -76,14 +76,14 @@ def supervise(command: list, environ: dict, lease_fd: "Optional[int]" = None) ->
     return status
 
 
-def _become(command: list, environ: dict, mask: set, lease_fd: "Optional[int]") -> None:
+def _become(command: list, environ: dict, mask: set, lease: "Optional[int]") -> None:
     """In the child: undo what is ours, and execute the command."""
     for number in numbers(_KEPT):
         if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN):
             # A handler of ours must not run in the child once the mask lets signals through.
             signal.signal(number, signal.SIG_DFL)
-    if lease_fd is not None:
-        os.set_inheritable(lease_fd, True)
+    if lease is not None:
+        os.set_inheritable(lease, True)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     execute(command, environ)
 

@@ -1,0 +1,573 @@
+"""Contract 8, activation: what the command's variables are, and the one shell that sources."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import interpreters, tracing
+from support.commands import need
+
+LINE = "poncho_package_run: activation script {} failed with status {};"
+
+
+class Prefix:
+    """An environment as a directory, used where it lies, so that nothing is unpacked."""
+
+    def __init__(self, path):
+        self.path = path
+        self.write("conda-meta/history", "")
+        (path / "bin").mkdir()
+
+    def write(self, name, text, mode=0o644):
+        file = self.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, errors="surrogateescape")
+        file.chmod(mode)
+        return file
+
+    def script(self, name, text):
+        return self.write(f"etc/conda/activate.d/{name}", text)
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    return Prefix(tmp_path / "env")
+
+
+@pytest.fixture(params=["bash", "sh"])
+def shell(request):
+    """The start of a command line; under "sh" the machine seems to have no bash."""
+    if request.param == "bash":
+        need("bash")
+        return []
+    places = [os.path.join(folder, "bash") for folder in os.environ["PATH"].split(os.pathsep)]
+    paths = [path for path in [*places, "/bin/bash", "/usr/bin/bash"] if os.path.exists(path)]
+    real = {*paths, *map(os.path.realpath, paths)}
+    calls = "access,faccessat,faccessat2"
+    if not real:
+        return []
+    strace, quiet, *options = tracing.failing(calls, "ENOENT", paths=sorted(real), follow=False)
+    assert quiet == "-qq"
+    return [strace, "-e", "quiet=all", *options]  # not even a word on the paths it resolved
+
+
+def parsed(listing):
+    pairs = (entry.partition(b"=") for entry in listing.split(b"\0")[:-1])
+    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+
+
+@pytest.fixture
+def variables_of(run, prefix):
+    """What variables a command has that is run in ``prefix``."""
+
+    def variables_of(where=None, **options):
+        result = run("-e", where or prefix.path, "env", "-0", **options)
+        assert result.returncode == 0, result.stderr
+        return parsed(result.stdout)
+
+    return variables_of
+
+
+@pytest.fixture
+def changes(variables_of, variables):
+    """How those differ from the variables that the tool was given: new value, or None."""
+
+    def changes(where=None, env=None, **options):
+        before = {os.fsdecode(name): os.fsdecode(value) for name, value in variables.items()}
+        for name, value in (env or {}).items():
+            before[name] = value
+        before = {name: value for name, value in before.items() if value is not None}
+        after = variables_of(where, env=env, **options)
+        return {
+            name: after.get(name)
+            for name in {*before, *after}
+            if before.get(name) != after.get(name)
+        }
+
+    return changes
+
+
+def first(path, rest=None):
+    """PATH with the environment first."""
+    return f"{path}/bin:{os.environ['PATH'] if rest is None else rest}"
+
+
+def fresh(path, rest=None):
+    """What activation sets where nothing was active."""
+    return {
+        "PATH": first(path, rest),
+        "CONDA_PREFIX": str(path),
+        "CONDA_DEFAULT_ENV": str(path),
+        "CONDA_SHLVL": "1",
+        "PYTHONNOUSERSITE": "1",
+    }
+
+
+def test_01_only_the_variables_of_the_contract_change(changes, prefix):
+    assert changes() == fresh(prefix.path)
+
+
+def test_02_default_env_is_a_name_below_envs(changes, tmp_path):
+    named = Prefix(tmp_path / "envs" / "named")
+    assert changes(named.path)["CONDA_DEFAULT_ENV"] == "named"
+
+
+@pytest.mark.parametrize("interpreter", interpreters.find(), ids=lambda each: each.name)
+def test_03_no_interpreter_leaves_a_trace(run, variables, prefix, interpreter, tmp_path):
+    # Nothing but this: in the C locale CPython sets LC_CTYPE (PEP 538).
+    result = subprocess.run(
+        ["env", "-i", f"PATH={os.environ['PATH']}", interpreter.path]
+        + [os.environ.get("PONCHO_TEST_ARTIFACT") or artifact_path(), "-e", prefix.path]
+        + ["env", "-0"],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert parsed(result.stdout) == fresh(prefix.path)
+
+
+def artifact_path():
+    return Path(__file__).parents[1] / "dist" / "poncho_package_run.pyz"
+
+
+@pytest.mark.parametrize("value", ["C.UTF-8", "C.utf8", "UTF-8", "C", "POSIX", "", "xx_YY.UTF-8"])
+def test_04_the_callers_lc_ctype_is_handed_on(changes, prefix, value):
+    locale = {"LC_ALL": None, "LANG": None, "LC_CTYPE": value}
+    assert changes(env=locale) == fresh(prefix.path)
+
+
+def test_05_previously_active_conda_environment(changes, prefix, tmp_path):
+    old = tmp_path / "old"
+    env = {
+        "CONDA_PREFIX": str(old),
+        "CONDA_DEFAULT_ENV": str(old),
+        "CONDA_SHLVL": "1",
+        "CONDA_PROMPT_MODIFIER": "(old) ",
+        "PATH": f"/first:{old}/bin:/usr/bin:/bin:{old}/bin/",
+    }
+    assert changes(env=env) == {
+        **fresh(prefix.path, "/first:/usr/bin:/bin"),
+        "CONDA_SHLVL": "2",
+        "CONDA_PREFIX_1": str(old),
+    }
+
+
+def test_06_previously_active_by_conda_pack_alone(changes, prefix, tmp_path):
+    # Its bin/activate sets CONDA_PREFIX but no CONDA_SHLVL.
+    old = tmp_path / "old"
+    env = {"CONDA_PREFIX": str(old), "PATH": f"{old}/bin:/usr/bin:/bin"}
+    assert changes(env=env) == fresh(prefix.path, "/usr/bin:/bin")
+
+
+def test_07_previously_active_venv(changes, prefix, tmp_path):
+    old = tmp_path / "old"
+    env = {"VIRTUAL_ENV": str(old), "PATH": f"{old}/bin:/usr/bin:/bin"}
+    assert changes(env=env) == {**fresh(prefix.path, "/usr/bin:/bin"), "VIRTUAL_ENV": None}
+
+
+def test_08_the_same_environment_is_not_stacked(changes, prefix):
+    env = {
+        **fresh(prefix.path),
+        "CONDA_SHLVL": "3",
+        "PATH": f"/first:{prefix.path}/bin:/usr/bin:/bin",
+    }
+    assert changes(env=env) == {"PATH": first(prefix.path, "/first:/usr/bin:/bin")}
+
+
+@pytest.mark.parametrize("level", ["", "many", "-3", "0"])
+def test_09_a_level_that_makes_no_sense(changes, prefix, level):
+    assert changes(env={"CONDA_SHLVL": level, "CONDA_PREFIX": "/old"}) == fresh(prefix.path)
+
+
+def test_10_nested(run, artifact, prefix, tmp_path):
+    inner = Prefix(tmp_path / "inner")
+    outer = ["-e", prefix.path, sys.executable, artifact]
+    after = parsed(run(*outer, "-e", inner.path, "env", "-0", check=True).stdout)
+    assert after["CONDA_SHLVL"] == "2"
+    assert after["CONDA_PREFIX_1"] == str(prefix.path)
+    assert after["CONDA_PREFIX"] == str(inner.path)
+    assert after["PATH"] == first(inner.path)
+
+
+def test_11_path_is_unset(run, prefix):
+    prefix.write("bin/own", "#!/bin/sh\nenv -0\n", 0o755)
+    result = run("-e", prefix.path, "own", env={"PATH": None}, check=True)
+    assert parsed(result.stdout)["PATH"] == first(prefix.path, "/bin:/usr/bin")
+
+
+@pytest.mark.parametrize("value", [":/usr/bin", "", "/usr/bin:", "/usr/bin::/bin"])
+def test_12_an_empty_word_in_path_stays(variables_of, prefix, value):
+    # It means the working directory, and whether that is wanted is the caller's affair.
+    env = {"PATH": value}
+    prefix.write("bin/env", f'#!/bin/sh\nexec {need("env")} "$@"\n', 0o755)
+    assert variables_of(env=env)["PATH"] == first(prefix.path, value)
+
+
+@pytest.mark.parametrize("scripts", [False, True])
+def test_13_cdpath(changes, prefix, tmp_path, scripts):
+    (tmp_path / "elsewhere" / "env").mkdir(parents=True)
+    if scripts:
+        prefix.script("a.sh", "")
+    env = {"CDPATH": str(tmp_path / "elsewhere")}
+    assert changes(env=env, cwd=tmp_path) == fresh(prefix.path)
+
+
+def test_14_python_path_and_home(changes, prefix):
+    env = {"PYTHONPATH": "/a", "PYTHONNOUSERSITE": "", "PYTHONDONTWRITEBYTECODE": "x"}
+    expected = {**fresh(prefix.path), "PYTHONPATH": None}
+    del expected["PYTHONNOUSERSITE"]
+    assert changes(env=env) == expected
+
+
+def test_15_python_home(run, artifact, prefix):
+    # The header starts the interpreter without heed to it; started by name it would not start.
+    result = run("-e", prefix.path, "env", "-0", wrapper=["env", f"PYTHONHOME={sys.base_prefix}"])
+    assert result.returncode == 0, result.stderr
+    assert "PYTHONHOME" not in parsed(result.stdout)
+
+
+def test_16_venv(changes, tmp_path):
+    venv = Prefix(tmp_path / "venv")
+    venv.write("pyvenv.cfg", "home = /usr/bin\n")
+    (venv.path / "conda-meta" / "history").unlink()
+    (venv.path / "conda-meta").rmdir()
+    env = {
+        "CONDA_PREFIX": "/old",
+        "CONDA_PREFIX_1": "/older",
+        "CONDA_SHLVL": "2",
+        "CONDA_DEFAULT_ENV": "old",
+        "CONDA_EXE": "/conda/bin/conda",
+        "PATH": "/old/bin:/usr/bin:/bin",
+    }
+    assert changes(venv.path, env=env) == {
+        "PATH": first(venv.path, "/usr/bin:/bin"),
+        "VIRTUAL_ENV": str(venv.path),
+        "PYTHONNOUSERSITE": "1",
+        "CONDA_PREFIX": None,
+        "CONDA_PREFIX_1": None,
+        "CONDA_SHLVL": None,
+        "CONDA_DEFAULT_ENV": None,
+    }
+
+
+def test_17_variables_of_packages_then_of_the_environment(changes, prefix):
+    packages = "etc/conda/env_vars.d"
+    prefix.write(f"{packages}/b.json", json.dumps({"BOTH": "b", "LAST": "b", "OFF": "b"}))
+    prefix.write(f"{packages}/a.json", json.dumps({"BOTH": "a", "lower": "a", "NUMBER": 1}))
+    prefix.write(f"{packages}/.hidden.json", json.dumps({"HIDDEN": "x"}))
+    prefix.write(f"{packages}/README", "no JSON")
+    state = {"LAST": "state", "OFF": "***unset***", "KEPT": "***unset***", "GONE": None}
+    prefix.write("conda-meta/state", json.dumps({"version": 1, "env_vars": state}))
+    env = {"KEPT": "the caller's", "GONE": "the caller's", "BOTH": "the caller's"}
+    assert changes(env=env) == {
+        **fresh(prefix.path),
+        "BOTH": "b",
+        "LAST": "state",
+        "LOWER": "a",
+        "NUMBER": "1",
+        "GONE": None,
+    }
+
+
+@pytest.mark.parametrize("scripts", [False, True])
+def test_18_quotes_and_newlines_in_values(changes, prefix, scripts):
+    values = {
+        "QUOTES": 'it\'s "quoted" `x` $(y) $HOME \\ ; & | *',
+        "NEWLINES": "\na\n\nb\n",
+        "ACCENTS": "é ☃ \u00a0",
+        "EMPTY": "",
+    }
+    prefix.write("conda-meta/state", json.dumps({"env_vars": values}))
+    if scripts:
+        prefix.script("a.sh", "")
+    own = {f"OWN_{name}": value + "\udcff" for name, value in values.items()}
+    assert changes(env=own) == {**fresh(prefix.path), **values}
+
+
+MALFORMED = {
+    "cut": b'{"A": "b"',
+    "empty": b"",
+    "no object": b'["A", "b"]',
+    "not utf-8": b'{"A": "\xff"}',
+    "lone surrogate": b'{"A": "\\ud800"}',
+    "a name with =": b'{"A=B": "c"}',
+    "no name": b'{"": "c"}',
+    "a NUL": b'{"A": "b\\u0000"}',
+    "deep": b"[" * 100000,
+}
+
+
+@pytest.mark.parametrize("name", ["etc/conda/env_vars.d/a.json", "conda-meta/state"])
+@pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
+def test_19_malformed_json(run, prefix, name, content):
+    prefix.write("etc/conda/env_vars.d/good.json", json.dumps({"GOOD": "x"}))
+    file = prefix.write(name, "")
+    if name == "conda-meta/state" and content.startswith(b"{"):
+        content = b'{"env_vars": %s}' % content
+    file.write_bytes(content)
+    result = run("-e", prefix.path, "env", "-0", check=True)
+    assert parsed(result.stdout)["GOOD"] == "x"
+    assert "A" not in parsed(result.stdout)
+    assert result.stderr.startswith(b"poncho_package_run: ")
+    assert os.fsencode(file) in result.stderr
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_20_variables_that_are_of_the_wrong_kind(run, prefix):
+    prefix.write("conda-meta/state", json.dumps({"env_vars": ["A"]}))
+    result = run("-e", prefix.path, "true", check=True)
+    assert b"conda-meta/state" in result.stderr
+
+
+class TestScripts:
+    def test_21_in_order(self, changes, prefix, shell):
+        prefix.write("poncho/set_env", 'export ORDER="$ORDER set_env"; export GIVEN="$1"\n')
+        for name in ("b.sh", "a.sh", "B.sh", "10.sh", "9.sh"):
+            prefix.script(name, f'export ORDER="$ORDER {name}"\n')
+        prefix.script(".hidden.sh", "export HIDDEN=1\n")
+        prefix.script("c.csh", "setenv WRONG 1\n")
+        assert changes(wrapper=shell) == {
+            **fresh(prefix.path),
+            "ORDER": " 10.sh 9.sh B.sh a.sh b.sh set_env",
+            "GIVEN": str(prefix.path),
+        }
+
+    def test_22_they_see_the_activated_variables(self, variables_of, prefix, shell):
+        prefix.write("conda-meta/state", json.dumps({"env_vars": {"STATE": "x"}}))
+        prefix.write("bin/own-tool", "#!/bin/sh\necho found\n", 0o755)
+        text = 'export SEEN="$CONDA_PREFIX $STATE $(own-tool)"\nexport PATH="/added:$PATH"\n'
+        prefix.script("a.sh", text)
+        after = variables_of(wrapper=shell)
+        assert after["SEEN"] == f"{prefix.path} x found"
+        assert after["PATH"] == "/added:" + first(prefix.path)
+
+    def test_23_what_they_print_goes_to_stderr(self, run, prefix, shell):
+        prefix.script("a.sh", "echo out; echo err >&2\n")
+        result = run("-e", prefix.path, "echo", "command", wrapper=shell, check=True)
+        assert result.stdout == b"command\n"
+        assert result.stderr == b"out\nerr\n"
+
+    FAILING = {
+        "last command": ("export A=1; false", 1),
+        "return": ("export A=1; return 3", 3),
+        "exit": ("export A=1; exit 4", 4),
+        "exit after set --": ("export A=1; set -- a b c d; exit 4", 4),
+        "no such command": ("export A=1; no-such-command 2>/dev/null", 127),
+        "syntax error": ("if then fi (", 2),
+    }
+
+    @pytest.mark.parametrize("text, status", FAILING.values(), ids=FAILING)
+    def test_24_failing(self, run, prefix, shell, text, status):
+        failing = prefix.script("b.sh", text + "\n")
+        prefix.script("a.sh", "export BEFORE=1\n")
+        prefix.script("c.sh", "export AFTER=1\n")
+        words = ["a b", "", "*", "c\nd"]
+        command = ["sh", "-c", 'printf "<%s>" "$BEFORE" "$AFTER" "$@"', "sh", *words]
+        result = run("-e", prefix.path, *command, wrapper=shell, check=True)
+        assert result.stdout == b"<1><1><a b><><*><c\nd>"
+        told = LINE.format(failing, status).encode()
+        assert [told in line for line in result.stderr.splitlines()].count(True) == 1
+
+    ENDING = {
+        "exit 0": "exit 0",
+        "unset variable": "set -u; echo $NO_SUCH_VARIABLE",
+        "demanded variable": ": ${NO_SUCH_VARIABLE?is missing}",
+        "set -e": "set -e; false",
+        "read-only": "readonly FIXED=1; FIXED=2",
+        "shift": "shift 5",
+        "its own trap": "trap 'echo bye' EXIT",
+        "break": "break; continue",
+    }
+
+    @pytest.mark.parametrize("text", ENDING.values(), ids=ENDING)
+    def test_25_ending_the_shell_does_not_end_the_run(self, run, prefix, shell, text):
+        prefix.script("a.sh", f"export BEFORE=1\n{text}\n")
+        prefix.script("b.sh", f"export AFTER=1\n{text}\n")
+        command = ["sh", "-c", 'echo "$BEFORE $AFTER" "$@"', "sh", "x  y"]
+        result = run("-e", prefix.path, *command, wrapper=shell, check=True)
+        assert result.stdout == b"1 1 x  y\n"
+
+    DISTURBING = {
+        "set --": "set -- x y z",
+        "shift": "shift 2>/dev/null || true; set -- x; shift",
+        "IFS": "IFS=,x",
+        "set -f": "set -f",
+        "set -a": "set -a",
+        "set -eu": "set -eu",
+        "set -xv": "set -xv",
+        "alias": "alias exec=false set=false cd=false 2>/dev/null",
+        "cd": "cd /",
+        "stdout closed": "exec >&-",
+        "stdout moved": "exec >/dev/null",
+        "umask": "umask 077; umask 022",
+    }
+
+    @pytest.mark.parametrize("text", DISTURBING.values(), ids=DISTURBING)
+    def test_26_arguments_output_and_directory_stay_intact(
+        self, run, prefix, shell, tmp_path, text
+    ):
+        if "exec" in text and shell:
+            text = f"({text})"  # an exec in the shell itself outlasts "." in any shell but bash
+        prefix.script("a.sh", text + "\n")
+        prefix.script("b.sh", "export LATER=1\n")
+        words = ["a b", "", "*", "c\nd", "'", '"', "\\", "$HOME", "-x", "é\udcff"]
+        command = ["sh", "-c", 'printf "<%s>" "$PWD" "$LATER" "$@"', "sh", *words]
+        result = run("-e", prefix.path, *command, wrapper=shell, cwd=tmp_path, check=True)
+        assert os.fsdecode(result.stdout) == "".join(
+            f"<{each}>" for each in [tmp_path, "1", *words]
+        )
+
+    def test_27_only_their_variables_are_added(self, changes, prefix, shell):
+        prefix.script("a.sh", "export A=1; LOCAL=2; f() { :; }; cd /; cd - >/dev/null\n")
+        assert changes(wrapper=shell) == {**fresh(prefix.path), "A": "1"}
+
+    @pytest.mark.parametrize("name", ["PWD", "OLDPWD", "SHLVL", "_", "PS1", "PS2", "PS4"])
+    @pytest.mark.parametrize("given", [True, False])
+    def test_28_the_shells_own_variables_are_the_callers(
+        self, changes, prefix, shell, name, given, tmp_path
+    ):
+        prefix.script("a.sh", f"cd /; {name}=x\n" if name != "_" else "cd /\n")
+        value = "7" if name == "SHLVL" else "the caller's"
+        if name == "SHLVL":
+            prefix.script("a.sh", "")
+        env = {name: value if given else None}
+        assert changes(env=env, wrapper=shell, cwd=tmp_path) == fresh(prefix.path)
+
+    ODD = {
+        "SHELLOPTS": "braceexpand:errexit:nounset:xtrace",
+        "BASHOPTS": "extglob",
+        "POSIXLY_CORRECT": "1",
+        "IFS": ",",
+        "ENV": "/no/such/file",
+        "PPID": "1",
+        "OPTIND": "x",
+        "a.b": "no name in a shell",
+        "BASH_FUNC_hello%%": "() {  echo hello\n}",
+    }
+
+    @pytest.mark.parametrize("name", ODD)
+    def test_29_odd_variables_of_the_caller_are_handed_on(self, changes, prefix, shell, name):
+        prefix.script("a.sh", "export A=1\n")
+        expected = {**fresh(prefix.path), "A": "1"}
+        assert changes(env={name: self.ODD[name]}, wrapper=shell) == expected
+
+    def test_30_bash_env_is_for_the_command(self, run, prefix, shell, tmp_path):
+        (tmp_path / "startup").write_text("echo startup\n")
+        prefix.script("a.sh", "echo script; exit 1\n")
+        env = {"BASH_ENV": str(tmp_path / "startup")}
+        words = ["-e", prefix.path, need("bash"), "-c", "echo command"]
+        result = run(*words, env=env, wrapper=shell, check=True)
+        assert result.stdout == b"startup\ncommand\n"
+        assert result.stderr.count(b"startup") == 0
+
+    @pytest.mark.parametrize("given", ["(mine) ", None])
+    def test_31_a_prompt_is_set_while_they_run(self, changes, prefix, shell, given):
+        prefix.script("a.sh", 'set -u; export SEEN="${PS1:+set}"; PS1="(env) $PS1"\n')
+        expected = {**fresh(prefix.path), "SEEN": "set"}
+        assert changes(env={"PS1": given}, wrapper=shell) == expected
+
+    def test_32_declarations_of_bash_are_global(self, changes, prefix):
+        need("bash")
+        prefix.script("a.sh", "declare -x A=1; typeset -x B=2; declare -i C=3; export C\n")
+        expected = {**fresh(prefix.path), "A": "1", "B": "2", "C": "3"}
+        assert changes() == expected
+
+    def test_33_their_variables_may_hold_anything(self, variables_of, prefix, shell):
+        prefix.script("a.sh", "export A='it'\"'\"'s\n\"new\" $(no)\n'\n")
+        assert variables_of(wrapper=shell)["A"] == 'it\'s\n"new" $(no)\n'
+
+    def test_34_stdin_is_the_commands(self, run, prefix, shell):
+        prefix.script("a.sh", "export A=1\n")
+        result = run("-e", prefix.path, "cat", stdin=None, input=b"in\n", wrapper=shell)
+        assert result.stdout == b"in\n"
+
+    def test_35_one_shell_and_no_other_process(self, run, prefix, tmp_path):
+        log = tmp_path / "log"
+        for name in "abc":
+            prefix.script(f"{name}.sh", f"export {name}=1\n")
+        wrapper = tracing.strace("-e", "execve,fork,vfork,clone,clone3", log=log)
+        run("-e", prefix.path, "/bin/echo", wrapper=wrapper, check=True)
+        calls = [line for line in log.read_text().splitlines() if " = 0" in line or "clone" in line]
+        programs = [line.split('"')[1] for line in calls]
+        assert len(programs) == 3, programs
+        assert programs[1].endswith("/bash")
+        assert programs[2] == "/bin/echo"
+
+    def test_36_no_shell_without_scripts(self, run, prefix, tmp_path):
+        log = tmp_path / "log"
+        (prefix.path / "etc/conda/activate.d").mkdir(parents=True)
+        wrapper = tracing.strace("-e", "execve,fork,vfork,clone,clone3", log=log)
+        run("-e", prefix.path, "/bin/echo", wrapper=wrapper, check=True)
+        programs = [line for line in log.read_text().splitlines() if " = 0" in line]
+        assert len(programs) == 2, programs
+
+    def test_37_a_missing_command(self, run, prefix, shell, tmp_path):
+        prefix.script("a.sh", "")
+        (tmp_path / "plain").write_text("")
+        (tmp_path / "orphan").write_text("#!/no/such/interpreter\n")
+        (tmp_path / "orphan").chmod(0o755)
+        for word, status in [
+            ("no-such-command", 127),
+            ("./no-such-command", 127),
+            ("", 127),
+            ("-x", 127),
+            ("./plain", 126),
+            ("/", 126),
+            ("./orphan", 126),
+        ]:
+            result = run("-e", prefix.path, "--", word, wrapper=shell, cwd=tmp_path)
+            assert result.returncode == status, word
+            assert result.stderr.startswith(b"poncho_package_run: "), word
+            assert result.stderr.count(b"\n") == 1, result.stderr
+
+    def test_38_stdout_closed(self, run, prefix, shell):
+        prefix.script("a.sh", "echo noise\n")
+        command = ["sh", "-c", "echo x 2>/dev/null || echo closed >&2"]
+        closing = ["sh", "-c", 'exec "$@" >&-', "sh"]
+        result = run("-e", prefix.path, *command, wrapper=[*closing, *shell], check=True)
+        assert result.stderr == b"noise\nclosed\n"
+
+    def test_39_stderr_closed(self, run, prefix, shell):
+        prefix.script("a.sh", "echo noise\n")
+        closing = ["sh", "-c", 'exec "$@" 2>&-', "sh"]
+        result = run("-e", prefix.path, "echo", "x", wrapper=[*closing, *shell], check=True)
+        assert result.stdout == b"x\n"
+
+
+class TestAgainstCondaPack:
+    def sourced(self, environ, prefix):
+        """What bash has after sourcing the activate script that conda-pack has put there."""
+        program = '. "$1" >/dev/null; exec env -0'
+        result = subprocess.run(
+            [need("bash"), "--norc", "--noprofile", "-c", program, "bash", prefix / "bin/activate"],
+            env=environ,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        return parsed(result.stdout)
+
+    def test_40_the_same_variables_but_for_the_contracts(
+        self, run, environment, variables, tmp_path
+    ):
+        kept = tmp_path / "kept"
+        listing = run("-e", environment.archive(), "-d", kept, "env", "-0", check=True).stdout
+        ours, theirs = parsed(listing), self.sourced(variables, kept)
+        assert ours["SHOWPREFIX_BUILT"] == f"{kept}/share"
+        shells = {"PWD", "OLDPWD", "SHLVL", "_", "PS1", "_CONDA_PACK_OLD_PS1"}
+        different = {
+            name: ours.get(name)
+            for name in {*ours, *theirs} - shells
+            if ours.get(name) != theirs.get(name)
+        }
+        # conda-pack leaves these to conda.
+        assert different == {
+            "CONDA_DEFAULT_ENV": str(kept),
+            "CONDA_SHLVL": "1",
+            "PYTHONNOUSERSITE": "1",
+            "SHOWPREFIX_MODE": "from env_vars.d",
+            "SHOWPREFIX_BOTH": "from state",
+            "STATE_VARIABLE": "from state",
+        }
