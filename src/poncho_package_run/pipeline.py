@@ -79,7 +79,7 @@ def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
     with Archive(path) as archive, Tree(target.descriptor, OURS) as tree:
         with report.phase("unpack"):
             if archive.kind == "squashfs":
-                archive.extract(target.path)
+                archive.extract(target.path, OURS)
             else:
                 tree.unpack(archive.members(report.progress), archive.writers)
         prefix = prefix_in(target.path)

@@ -114,11 +114,11 @@ class Archive:
 
         return zstd.decode(self.source)
 
-    def extract(self, directory: bytes) -> None:
+    def extract(self, directory: bytes, reserved: bytes) -> None:
         """Unpack a squashfs image, which has no members to go through, with its own tool."""
         from . import squashfs
 
-        squashfs.unpack(self.source.path, directory)
+        squashfs.unpack(self.source.path, directory, reserved)
 
 
 def _checked(

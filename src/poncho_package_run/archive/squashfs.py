@@ -20,7 +20,7 @@ from ..errors import ArchiveError, DecoderUnavailable, Failure, InputOutputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Deque, Generator, Optional, Tuple
+    from typing import Any, Callable, Deque, Generator, Optional
 
 # A line of ``unsquashfs -lln`` for a block or character device, a fifo or a socket.  A name
 # with a newline in it may look like one, which costs it a refusal; none can hide one.
@@ -37,13 +37,14 @@ def recognises(head: bytes) -> bool:
     return head[:4] in (b"hsqs", b"sqsh")
 
 
-def unpack(source_path: bytes, target: bytes, reserved: "Tuple[bytes, ...]" = ()) -> None:
+def unpack(source_path: bytes, target: bytes, reserved: bytes) -> None:
     """Unpack an image into ``target``, an existing directory.
 
     After an error the remains are the caller's to remove.
 
     Args:
-        reserved: names directly below the target that are this tool's own and are skipped.
+        reserved: how the names directly below the target begin that are this tool's own; the
+            image's are skipped.
 
     Raises:
         ArchiveError: damaged, truncated, or with a device, fifo or socket.
@@ -69,7 +70,7 @@ def unpack(source_path: bytes, target: bytes, reserved: "Tuple[bytes, ...]" = ()
             pass
         _normalise(root)
         for name in os.listdir(root):
-            if name not in reserved:
+            if not name.startswith(reserved):
                 _move(os.path.join(root, name), os.path.join(target, name))
         shutil.rmtree(private)
     except OSError as error:

@@ -169,6 +169,7 @@ def _by_program(process: "Any", source: "Source") -> "Iterator[bytes]":
                     if not data:
                         break
                     stdin.write(data)
+                    stdin.flush()  # so that a program which has gone is noticed
         except Failure as error:
             failure.append(error)
             process.kill()
