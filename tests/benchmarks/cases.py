@@ -374,7 +374,7 @@ def together(bench, archive, count):
         if os.waitpid(process, 0)[1]:
             raise measure.Failed(f"one of {count} starts at once failed; see {scratch}")
     last = max(float((scratch / str(number)).read_text()) for number in range(count))
-    unpackings = sum(b"unpacked" in path.read_bytes() for path in scratch.glob("errors-*"))
+    unpackings = sum(b": unpack: " in path.read_bytes() for path in scratch.glob("errors-*"))
     bench.remove()
     return last - began, unpackings
 
@@ -407,7 +407,7 @@ def growth(bench):
                 environments.grown(bench.environment, kind, count), bench.directory))
             for count in units])
         each = {count: bench.results[case][f"{count}x"].wall / count for count in units}
-        worst = max(units, key=lambda count: each[count])
+        worst = max(units[1:], key=lambda count: each[count])
         bench.rows.append(Row(
             case, f"{duration(each[worst])} a unit at {worst}x",
             f"{duration(each[1])} a unit at 1x", f"{each[worst] / each[1]:.2f}",

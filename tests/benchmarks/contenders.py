@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import zipapp
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Optional
@@ -37,28 +39,23 @@ class Contender:
 class Commands:
     """Builds command lines for one interpreter and one artifact, and their environment.
 
-    Every Python contender runs in ``python``, which is an interpreter itself and not a
-    launcher that looks for one (a pyenv shim costs 50 ms and more).
+    Every Python contender runs in one interpreter: ``python``, in a bare virtual environment,
+    so that neither a launcher that looks for an interpreter (a pyenv shim costs 50 ms and more)
+    nor what happens to lie in its site-packages (.pth files: as much again) is measured.
     """
 
     def __init__(self, python: Path, artifact: Path, scratch: Path) -> None:
-        self.python, self.artifact, self.scratch = str(python), str(artifact), scratch
-        names = scratch / "bin"
-        names.mkdir(parents=True, exist_ok=True)
-        for name in ("python", "python3"):
-            if not (names / name).exists():
-                (names / name).symlink_to(python)
+        subprocess.run([python, "-m", "venv", "--without-pip", scratch / "python"], check=True)
+        names = scratch / "python" / "bin"
+        self.python, self.artifact, self.scratch = str(names / "python3"), str(artifact), scratch
         self.environment = {
             "PATH": f"{names}:/usr/local/bin:/usr/bin:/bin",
             "HOME": "/nonexistent", "LANG": "C.UTF-8", "TMPDIR": str(scratch),
         }
         self.empty_zipapp = scratch / "empty.pyz"
-        if not self.empty_zipapp.exists():
-            import zipapp
-
-            (scratch / "empty").mkdir()
-            (scratch / "empty" / "__main__.py").write_text("")
-            zipapp.create_archive(scratch / "empty", self.empty_zipapp)
+        (scratch / "empty").mkdir()
+        (scratch / "empty" / "__main__.py").write_text("")
+        zipapp.create_archive(scratch / "empty", self.empty_zipapp)
 
     def program(self, name: str) -> Optional[str]:
         """Return the path of ``name``, or None where the machine has it not."""

@@ -123,7 +123,7 @@ def describe_machine(python, folder) -> str:
     version = subprocess.run([python, "--version"], stdout=subprocess.PIPE, check=True).stdout
     return (f"{processor}, {len(os.sched_getaffinity(0))} cores, Linux {platform.release()}, "
             f"{version.decode().strip()}, unpacked to {folder} ({file_system(folder)}), "
-            f"{time.strftime('%Y-%m-%d')}")
+            f"{time.strftime('%Y-%m-%d')}, load average before {os.getloadavg()[0]:.1f}")
 
 
 def file_system(folder):
