@@ -64,8 +64,9 @@ def draw(results, machine, path: Path) -> bool:
     # The serial bzip2 and xz archives take so long that the others would be slivers.
     cold = {case.partition(", ")[2]: measured for case, measured in results.items()
             if case.startswith("cold, ") and case not in ("cold, tar.bz2", "cold, tar.xz")}
-    if TEMPORARY in results:
-        cold["tar.gz, temporary,\nand its removal"] = results[TEMPORARY]
+    cold["tar.gz, temporary\ndirectory, removed"] = results.get(TEMPORARY, {})
+    cold = {name: measured for name, measured in cold.items()
+            if OURS in measured and PIPELINE in measured}
     warm = results.get("warm start", {})
     if not cold or not warm:
         return False
@@ -79,8 +80,8 @@ def draw(results, machine, path: Path) -> bool:
         "ytick.color": TEXT, "svg.fonttype": "path", "svg.hashsalt": "bench"})
     rows = len(cold)
     figure, (left, right) = plt.subplots(
-        2, 1, figsize=(8, 1.9 + 0.46 * rows + 1.9),
-        gridspec_kw={"height_ratios": [rows * 2.4, 12.5], "hspace": 0.42})
+        2, 1, figsize=(8, 0.42 * rows + 2.9),
+        gridspec_kw={"height_ratios": [rows * 0.42, 1.5], "hspace": 0.25})
     limit = False
     for index, measured in enumerate(cold.values()):
         for offset, name, color in ((-0.2, OURS, ACCENT), (0.2, PIPELINE, QUIET)):
@@ -91,7 +92,7 @@ def draw(results, machine, path: Path) -> bool:
                           textcoords="offset points", color=TEXT)
         alone = [one.wall for name, one in measured.items() if " alone" in name]
         if alone:
-            left.plot([alone[0]] * 2, [index - 0.44, index + 0.44], color=LIMIT, linewidth=2,
+            left.plot([alone[0]] * 2, [index, index + 0.4], color=LIMIT, linewidth=2,
                       label=None if limit else "decoding alone, one core")
             limit = True
     finish(left, list(cold), "Cold start: unpack, relocate, activate, run (seconds)")
@@ -109,7 +110,8 @@ def draw(results, machine, path: Path) -> bool:
                        textcoords="offset points", color=TEXT)
     finish(right, [label for _, label, _ in chosen],
            "Warm start: the environment is there already (milliseconds)")
-    figure.text(0.01, 0.005, machine, size=7, color=TEXT)
+    right.annotate(machine, (0, 0), (0, -14), xycoords="axes fraction",
+                   textcoords="offset points", size=6.5, color=TEXT)
     figure.savefig(path, transparent=True, bbox_inches="tight", metadata={"Date": None})
     return True
 
@@ -120,6 +122,6 @@ def finish(axes, labels, title):
     axes.set_title(title, loc="left", size=11, color=TEXT, weight="bold")
     axes.tick_params(length=0)
     axes.xaxis.set_visible(False)
-    axes.margins(x=0.09)
+    axes.margins(x=0.09, y=0.01)
     for spine in axes.spines.values():
         spine.set_visible(False)
