@@ -235,7 +235,10 @@ def put_placeholder(path, built_prefix):
     """Return the file mode of the prefix record that ``path`` gets, or None."""
     data = path.read_bytes()
     if b"\0" not in data:
-        if os.fsencode(built_prefix) not in data:
+        # An interpreter's prefix may be as short as /usr, which other files hold by chance.
+        if os.fsencode(built_prefix) not in data or (
+                built_prefix != PLACEHOLDER
+                and not path.name.startswith(("_sysconfigdata", "Makefile", "python"))):
             return None
         path.write_bytes(data.replace(os.fsencode(built_prefix), os.fsencode(PLACEHOLDER)))
         return "text"
