@@ -1,0 +1,1 @@
+"""The benchmark: what a cold, a warm and a crowded start cost, beside what they replace."""

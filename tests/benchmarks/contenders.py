@@ -1,0 +1,98 @@
+"""The command lines that are measured: ours, and each of what it replaces or is limited by."""
+
+import os
+import shutil
+import subprocess
+import zipapp
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Optional
+
+HERE = Path(__file__).parent
+
+TARFILE = """
+import sys, tarfile
+with tarfile.open(sys.argv[1]) as archive:
+    archive.extractall(sys.argv[2], filter="tar")
+"""
+
+# Calls that are a round trip to the server where files are created on a network file system.
+SLOW_CALLS = ("openat,close,mkdir,mkdirat,symlinkat,linkat,unlinkat,renameat,renameat2,"
+              "fchmod,fchmodat,utimensat,ftruncate")
+
+
+def nothing():
+    """Prepare or clean nothing."""
+
+
+@dataclass
+class Contender:
+    """A command, what makes the ground ready for it, and what clears it away; both untimed."""
+
+    name: str
+    argv: list[str]
+    prepare: Callable = nothing
+    clean: Callable = nothing
+    environment: dict = field(default_factory=dict)
+
+
+class Commands:
+    """Builds command lines for one interpreter and one artifact, and their environment.
+
+    Every Python contender runs in one interpreter: ``python``, in a bare virtual environment,
+    so that neither a launcher that looks for an interpreter (a pyenv shim costs 50 ms and more)
+    nor what happens to lie in its site-packages (.pth files: as much again) is measured.
+    """
+
+    def __init__(self, python: Path, artifact: Path, scratch: Path) -> None:
+        subprocess.run([python, "-m", "venv", "--without-pip", scratch / "python"], check=True)
+        names = scratch / "python" / "bin"
+        self.python, self.artifact, self.scratch = str(names / "python3"), str(artifact), scratch
+        self.environment = {
+            "PATH": f"{names}:/usr/local/bin:/usr/bin:/bin",
+            "HOME": "/nonexistent", "LANG": "C.UTF-8", "TMPDIR": str(scratch),
+        }
+        self.empty_zipapp = scratch / "empty.pyz"
+        (scratch / "empty").mkdir()
+        (scratch / "empty" / "__main__.py").write_text("")
+        zipapp.create_archive(scratch / "empty", self.empty_zipapp)
+
+    def program(self, name: str) -> Optional[str]:
+        """Return the path of ``name``, or None where the machine has it not."""
+        return shutil.which(name, path=self.environment["PATH"])
+
+    def ours(self, archive, directory=None, command=("true",), direct=False):
+        """Ours, in ``python``, or started by its own first line."""
+        return ([] if direct else [self.python]) + [
+            self.artifact, "-e", str(archive), *(["-d", str(directory)] if directory else []),
+            "--", *command]
+
+    def pipeline(self, archive, directory=None, command=("true",)):
+        """The shell pipeline that the manual describes."""
+        return ["/bin/bash", str(HERE / "pipeline.sh"), "-e", str(archive),
+                *(["-d", str(directory)] if directory else []), *command]
+
+    def decoder(self, format, archive):
+        """The decoder of Python's own library, in one process, to nothing."""
+        return [self.python, str(HERE / "decode.py"), format, str(archive)]
+
+    def extractors(self, archive, directory):
+        """Yield those that only unpack, each with its name."""
+        archive, directory = str(archive), str(directory)
+        if archive.endswith(".zip"):
+            yield "unzip", [self.program("unzip"), "-q", archive, "-d", directory]
+        else:
+            yield "GNU tar", [self.program("tar"), "-xf", archive, "-C", directory]
+        yield "bsdtar", [self.program("bsdtar"), "-xf", archive, "-C", directory]
+        if ".tar" in archive and not archive.endswith(".zst"):
+            yield "Python's tarfile", [self.python, "-c", TARFILE, archive, directory]
+
+    def slowed(self, argv, milliseconds=1):
+        """``argv`` under strace, with latency at every call that creates or closes a file.
+
+        seccomp-bpf stops the tracees at these calls only. Delays of several threads overlap,
+        as they do on a network.
+        """
+        return [self.program("strace"), "-f", "--seccomp-bpf", "-qq", "-o", os.devnull,
+                "-e", "trace=" + SLOW_CALLS,
+                "-e", f"inject={SLOW_CALLS}:delay_exit={milliseconds * 1000}", *argv]
