@@ -140,7 +140,7 @@ DURATION = r"\d+\.\d{3} seconds"
 @pytest.mark.parametrize("how", [["--debug"], []], ids=["option", "variable"])
 def test_debug_tells_phases_and_sums_up(run, environment, tmp_path, how):
     env = None if how else {"PONCHO_PACKAGE_RUN_DEBUG": "yes"}
-    archive = environment.archive()
+    archive = environment.archive(scripts=False)
     done = run(*how, "-e", archive, "-d", tmp_path / "env", "--", "true", env=env, check=True)
     lines = done.stderr.decode().splitlines()
     assert all(line.startswith("poncho_package_run: ") for line in lines)
