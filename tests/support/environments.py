@@ -37,7 +37,7 @@ _SITE_PACKAGES = f"lib/{_LIBRARY}/site-packages"
 _MODULES = (
     "argparse ast base64 bisect codecs collections.abc concurrent.futures.thread contextlib copy"
     " csv ctypes dataclasses datetime encodings.ascii encodings.idna encodings.latin_1"
-    " errno fcntl functools glob gzip hashlib heapq importlib.util inspect io"
+    " encodings.utf_8_sig errno fcntl functools glob gzip hashlib heapq importlib.util inspect io"
     " json logging math multiprocessing.pool operator os pathlib pickle platform pprint queue"
     " random re resource runpy select shlex shutil signal site socket stat string struct"
     " subprocess tempfile textwrap threading time timeit traceback types weakref"
