@@ -23,6 +23,7 @@ print(json.dumps({
     "prefix": sys.prefix,
     "environ": {k: os.environ.get(k) for k in ("CONDA_PREFIX", "PONCHO_PREFIX", "PYTHONPATH")},
     "cwd": os.getcwd(),
+    "path": os.environ["PATH"].split(":"),
 }))
 """
 
@@ -338,6 +339,8 @@ def test_nested_in_itself(place, artifact, tiny, environment, sandbox, variables
     )
     assert seen["prefix"] == seen["environ"]["CONDA_PREFIX"]
     assert seen["argv"] == ["./command", "x"]
+    ours = [folder for folder in seen["path"] if folder.startswith(str(sandbox.worker))]
+    assert ours == [seen["prefix"] + "/bin"]
 
 
 def test_directory_that_cannot_be_written(package, variables):
