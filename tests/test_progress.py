@@ -162,9 +162,25 @@ def test_debug_tells_phases_and_sums_up(run, environment, tmp_path, how):
     assert records == sum(line.startswith("('") for line in unpack.splitlines())
 
 
-def test_debug_output_stays_off_stdout(run, tiny):
+def test_debug_with_a_temporary_environment(run, tiny):
+    """The summing up comes after the removal, and stdout is the command's."""
     done = run("--debug", "-e", tiny, "--", "hello", "x", check=True)
     assert done.stdout == b"hello x\n"
+    lines = done.stderr.decode().splitlines()
+    assert re.search(rf" remove: {DURATION}$", lines[-2])
+    assert re.search(rf" 4 files, \d+ bytes, 0 records in {DURATION}$", lines[-1])
+
+
+def test_debug_of_a_warm_start(run, tiny, tmp_path):
+    run("-e", tiny, "-d", tmp_path / "env", check=True)
+    done = run("--debug", "-e", tiny, "-d", tmp_path / "env", check=True)
+    assert re.search(rf" 0 files, 0 bytes, 0 records in {DURATION}$", done.stderr.decode().strip())
+
+
+def test_debug_of_a_directory(run, environment, tmp_path):
+    subprocess.run(["tar", "xf", environment.archive("tar"), "-C", tmp_path], check=True)
+    done = run("--debug", "-e", tmp_path, check=True)
+    assert re.search(rf" [1-9]\d* records in {DURATION}$", done.stderr.decode().strip())
 
 
 @pytest.mark.parametrize("words", [["--debug"], ["--no-such-option"]])
