@@ -23,6 +23,7 @@ print(json.dumps({
     "prefix": sys.prefix,
     "environ": {k: os.environ.get(k) for k in ("CONDA_PREFIX", "PONCHO_PREFIX", "PYTHONPATH")},
     "cwd": os.getcwd(),
+    "path": os.environ["PATH"].split(":"),
 }))
 """
 
@@ -116,6 +117,8 @@ class Sandbox:
             b"WORK_QUEUE_SANDBOX": os.fsencode(self.worker),
             b"TMPDIR": os.fsencode(self.tmp),
             b"PYTHONPATH": b"/nonexistent/modules",
+            # What a Python of the environment caches beside its modules is its own affair.
+            b"PYTHONDONTWRITEBYTECODE": b"1",
         }
         before = snapshot(self.cache)
         done = subprocess.run(
@@ -142,7 +145,7 @@ def recorded(done):
 @pytest.mark.parametrize("call", CALLS, ids=[call.caller for call in CALLS])
 def test_command_line(call, artifact, environment, sandbox, variables):
     sandbox.put(call.tool, artifact)
-    sandbox.put(call.archive, environment.archive(n_threads=4))
+    sandbox.put(call.archive, environment.archive(n_threads=4, scripts=False))
     sandbox.put("command", RECORDER)
     done = sandbox.sh(call.line, variables)
     if call.caller == "coffea":
@@ -176,7 +179,7 @@ def package(artifact, environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("package")
     tree = folder / "tree"
     tree.mkdir()
-    subprocess.run(["tar", "xf", environment.archive("tar"), "-C", tree], check=True)
+    subprocess.run(["tar", "xf", environment.archive("tar", scripts=False), "-C", tree], check=True)
     shutil.copy(artifact, tree / "bin" / "poncho_package_run")
     (tree / "bin" / "run_in_env").write_text(RUN_IN_ENV)
     for name in ("poncho_package_run", "run_in_env"):
@@ -278,7 +281,7 @@ def test_relocating_leaves_other_links_alone(cached_package, tmp_path, variables
 def test_taskvine_library_pipes(tool, artifact, environment, sandbox, cached_package, variables):
     prepare(cached_package, variables)
     sandbox.put("poncho_package_run", artifact)
-    sandbox.put("env.tar.gz", environment.archive())
+    sandbox.put("env.tar.gz", environment.archive(scripts=False))
     sandbox.put(
         "library.py",
         "import os, sys\n"
@@ -326,7 +329,7 @@ def test_nested_in_itself(place, artifact, tiny, environment, sandbox, variables
     """The inner environment is the one that counts; of the outer one's PATH nothing is left."""
     sandbox.put("poncho_package_run", artifact)
     sandbox.put("outer", tiny)
-    sandbox.put("inner", environment.archive())
+    sandbox.put("inner", environment.archive(scripts=False))
     sandbox.put("command", RECORDER)
     seen = recorded(
         sandbox.sh(
@@ -336,6 +339,8 @@ def test_nested_in_itself(place, artifact, tiny, environment, sandbox, variables
     )
     assert seen["prefix"] == seen["environ"]["CONDA_PREFIX"]
     assert seen["argv"] == ["./command", "x"]
+    ours = [folder for folder in seen["path"] if folder.startswith(str(sandbox.worker))]
+    assert ours == [seen["prefix"] + "/bin"]
 
 
 def test_directory_that_cannot_be_written(package, variables):

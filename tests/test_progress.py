@@ -13,6 +13,7 @@ import pytest
 
 from support import commands, tars
 from support.process import wait_for
+from support.trees import differences, snapshot
 
 
 class Terminal:
@@ -140,7 +141,7 @@ DURATION = r"\d+\.\d{3} seconds"
 @pytest.mark.parametrize("how", [["--debug"], []], ids=["option", "variable"])
 def test_debug_tells_phases_and_sums_up(run, environment, tmp_path, how):
     env = None if how else {"PONCHO_PACKAGE_RUN_DEBUG": "yes"}
-    archive = environment.archive()
+    archive = environment.archive(scripts=False)
     done = run(*how, "-e", archive, "-d", tmp_path / "env", "--", "true", env=env, check=True)
     lines = done.stderr.decode().splitlines()
     assert all(line.startswith("poncho_package_run: ") for line in lines)
@@ -161,15 +162,36 @@ def test_debug_tells_phases_and_sums_up(run, environment, tmp_path, how):
     assert records == sum(line.startswith("('") for line in unpack.splitlines())
 
 
-def test_debug_output_stays_off_stdout(run, tiny):
+def test_debug_with_a_temporary_environment(run, tiny):
+    """The summing up comes after the removal, and stdout is the command's."""
     done = run("--debug", "-e", tiny, "--", "hello", "x", check=True)
     assert done.stdout == b"hello x\n"
+    lines = done.stderr.decode().splitlines()
+    assert re.search(rf" remove: {DURATION}$", lines[-2])
+    assert re.search(rf" 4 files, \d+ bytes, 0 records in {DURATION}$", lines[-1])
 
 
-@pytest.mark.parametrize("command", [["--debug"], ["--environment", "/nonexistent"]])
-def test_closed_stderr_changes_nothing(run, tiny, command):
-    """Nobody to tell is no reason to fail, nor to write into a file that took the number."""
-    words = ["-e", tiny, "--", "hello"] if command == ["--debug"] else []
-    expected = run(*command, *words)
-    closed = run(*command, *words, stderr=None, preexec_fn=lambda: os.close(2))
-    assert (closed.returncode, closed.stdout) == (expected.returncode, expected.stdout)
+def test_debug_of_a_warm_start(run, tiny, tmp_path):
+    run("-e", tiny, "-d", tmp_path / "env", check=True)
+    done = run("--debug", "-e", tiny, "-d", tmp_path / "env", check=True)
+    assert re.search(rf" 0 files, 0 bytes, 0 records in {DURATION}$", done.stderr.decode().strip())
+
+
+def test_debug_of_a_directory(run, environment, tmp_path):
+    subprocess.run(["tar", "xf", environment.archive("tar"), "-C", tmp_path], check=True)
+    done = run("--debug", "-e", tmp_path, check=True)
+    assert re.search(rf" [1-9]\d* records in {DURATION}$", done.stderr.decode().strip())
+
+
+@pytest.mark.parametrize("words", [["--debug"], ["--no-such-option"]])
+def test_closed_stderr(run, tiny, tmp_path, words):
+    """Nobody to tell is no reason to fail, and the file that now has its number is not told."""
+    told = run(*words, "-e", tiny, "-d", tmp_path / "told", "--", "hello")
+    closed = run(
+        *words, "-e", tiny, "-d", tmp_path / "closed", "--", "hello", stderr=None,
+        preexec_fn=lambda: os.close(2),
+    )  # fmt: skip
+    assert (closed.returncode, closed.stdout) == (told.returncode, told.stdout)
+    if told.returncode == 0:
+        expected, found = snapshot(tmp_path / "told"), snapshot(tmp_path / "closed")
+        assert differences(expected, found) == []

@@ -102,16 +102,20 @@ def test_every_caller_has_a_test(collected):
         assert tick == "✓" and tests and set(tests) <= collected, caller
 
 
-def test_environment_recipe(run):
-    """Its options are those of conda-pack, and what it names as the tool's is."""
+def test_environment_recipe(run, environment, tmp_path):
+    """Its packing works as it is written, and its other options are those of conda-pack."""
     text = run("--help-env-creation", check=True).stdout.decode()
     assert text == run("--help-env", check=True).stdout.decode()
-    helped = subprocess.run(
-        [Path(sys.executable).with_name("conda-pack"), "--help"], stdout=subprocess.PIPE, text=True,
-        check=True,
-    ).stdout  # fmt: skip
-    packing = re.search(r"conda-pack (--prefix.*)", text)[1]
-    facts = text[text.index("What makes the archive fast") :]
-    options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", packing + facts))
-    assert {"--prefix", "--output", "--n-threads", "-j", "--exclude"} <= options
-    assert [option for option in sorted(options) if not re.search(rf"{option}\b", helped)] == []
+    for line in readme.block("tests/test_readme.py::test_environment_recipe").splitlines():
+        assert f" {line}\n" in text
+    conda_pack = Path(sys.executable).with_name("conda-pack")
+    line = re.search(r"^ +\./my-env/bin/conda-pack (.*)$", text, re.MULTILINE)[1]
+    words = line.replace("./my-env", str(environment.prefix)).split()
+    subprocess.run([conda_pack, "--quiet", *words], cwd=tmp_path, check=True)
+    run("-e", tmp_path / "my-env.tar.gz", "--", "python", "-c", "import json", check=True)
+
+    helped = subprocess.run([conda_pack, "--help"], stdout=subprocess.PIPE, text=True).stdout
+    faster = text[text.index("What makes the archive fast") :]
+    options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", faster))
+    assert options == {"--n-threads", "-j", "--output", "--exclude"}
+    assert [option for option in options if not re.search(rf"{option}\b", helped)] == []

@@ -122,7 +122,7 @@ def test_htcondor(project, variables, tmp_path):
 
 def test_parsl(project, variables):
     if importlib.util.find_spec("parsl") is None:
-        commands.missing("needs parsl: pip install parsl, as make test does")
+        commands.missing("needs parsl: pip install parsl")
     (project / "recipe.py").write_text(readme.block("tests/test_recipes.py::test_parsl"))
     done = subprocess.run(
         [sys.executable, "recipe.py"], cwd=project, env=variables, stdout=subprocess.PIPE,

@@ -15,7 +15,7 @@ from .errors import CannotCreate
 from .failures import failure
 from .lock import acquire
 from .relocate import SCRIPT, Relocation
-from .report import Report, warn
+from .report import warn
 from .signals import interruptible
 
 TYPE_CHECKING = False
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from typing import List
 
     from .cli import Options
+    from .report import Report
 
 _STAGED = OURS + b"relocating."
 _PLAN = _STAGED + b"plan"
 _DONE = _STAGED + b"done"
 
 
-def adopt(options: "Options", directory: bytes) -> None:
+def adopt(options: "Options", directory: bytes, report: "Report") -> None:
     """Relocate the environment in ``directory`` if it never was and can be.
 
     Raises:
@@ -37,7 +38,6 @@ def adopt(options: "Options", directory: bytes) -> None:
         CannotCreate, InputOutputError: it could be written, but not to the end.
         LockTimeout: another process is relocating it and did not end in time.
     """
-    report = Report(options.debug)
     if options.unpack_to is not None:
         warn("--unpack-to is ignored: {} is a directory".format(os.fsdecode(directory)))
     prefix = prefix_in(directory)
@@ -62,17 +62,17 @@ def adopt(options: "Options", directory: bytes) -> None:
             return
         with lock:
             try:
-                _relocate(directory, prefix)
+                _relocate(directory, prefix, report)
             except OSError as error:
                 raise failure(error, error.filename or directory, -1)
 
 
-def _relocate(directory: bytes, prefix: bytes) -> None:
+def _relocate(directory: bytes, prefix: bytes, report: "Report") -> None:
     plan, done = directory + b"/" + _PLAN, directory + b"/" + _DONE
     if not os.path.exists(plan) and not os.path.exists(done):
         _discard(directory)
         try:
-            _write_plan(plan, _stage(directory, prefix))
+            _write_plan(plan, _stage(directory, prefix, report))
         except BaseException:
             _discard(directory)
             raise
@@ -89,12 +89,13 @@ def _relocate(directory: bytes, prefix: bytes) -> None:
     os.rename(done, directory + b"/" + MARKER)
 
 
-def _stage(directory: bytes, prefix: bytes) -> "List[bytes]":
+def _stage(directory: bytes, prefix: bytes, report: "Report") -> "List[bytes]":
     descriptor = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         relocation = Relocation(descriptor, prefix)
         try:
             relocation.check()
+            report.records = relocation.records
             return relocation.stage(lambda index: _staged(directory, index))
         finally:
             relocation.close()

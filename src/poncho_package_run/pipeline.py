@@ -22,8 +22,10 @@ def run(options: "Options") -> int:
         directory = os.path.realpath(options.environment)
         if options.unpack_to or options.debug or not is_complete(directory, None):
             from .adopt import adopt
+            from .report import Report
 
-            adopt(options, directory)
+            with Report(options.debug) as report:
+                adopt(options, directory, report)
     elif options.unpack_to is None:
         return run_in_temporary(options)
     else:
@@ -44,8 +46,9 @@ def unpack_once(options: "Options", directory: bytes) -> None:
     from .report import Report
     from .signals import interruptible
 
-    report = Report(options.debug)
-    with interruptible(), Target(directory, options, report) as target:
+    with Report(options.debug) as report, interruptible(), Target(
+        directory, options, report
+    ) as target:
         if target.is_ours:
             target.publish(*fill(options.environment, target, report))
 
@@ -57,8 +60,7 @@ def run_in_temporary(options: "Options") -> int:
     from .supervise import supervise
     from .temporary import Temporary
 
-    report = Report(options.debug)
-    with interruptible(), Temporary(report) as target:
+    with Report(options.debug) as report, interruptible(), Temporary(report) as target:
         prefix, _ = fill(options.environment, target, report)
         if not options.command:
             return 0
@@ -84,9 +86,9 @@ def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
                 tree.unpack(archive.members(report.progress), archive.writers)
         prefix = prefix_in(target.path)
         with report.phase("relocate"):
-            records = relocate(prefix)
+            report.records = relocate(prefix)
         tree.set_attributes()
-        report.summary(tree.files, tree.bytes, records)
+        report.files, report.bytes = tree.files, tree.bytes
         return prefix, archive.source
 
 

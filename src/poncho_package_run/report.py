@@ -34,13 +34,19 @@ def _write(text: str) -> None:
 class Report:
     """Tells about a cold start: a transient line on a terminal, and with ``debug`` every phase.
 
+    A context manager around the whole start, so that the summing up is the last line.
+
     Attributes:
         debug (bool): also say what each phase took, and sum up.
+        files, bytes, records (int): for the summary: what was written, and how many prefix
+            records were rewritten.
     """
 
     def __init__(self, debug: bool = False) -> None:
         self.debug = debug
-        self._began = self._phase_began = time.monotonic()
+        self.files = self.bytes = self.records = 0
+        self._seconds = 0.0  # of all phases: the command's own time is none of it
+        self._phase_began = time.monotonic()
         self._due = self._phase_began + _FIRST
         self._drawn = 0
         try:
@@ -49,8 +55,23 @@ class Report:
             self._columns = 0
             self._due = float("inf")  # no terminal: one comparison is all that progress costs
 
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, kind: object, *_error: object) -> None:
+        self.erase()
+        if self.debug and kind is None:
+            warn(
+                "{} files, {} bytes, {} records in {:.3f} seconds".format(
+                    self.files, self.bytes, self.records, self._seconds
+                )
+            )
+
     def phase(self, name: str) -> "_Phase":
-        """A context manager around one phase of the work; ``name`` is an infinitive."""
+        """A context manager around one phase of the work; ``name`` is an infinitive.
+
+        Phases follow each other: none is inside another.
+        """
         return _Phase(self, name)
 
     def progress(self, done: int, total: "Optional[int]") -> None:
@@ -90,15 +111,6 @@ class Report:
         self.erase()
         warn(message)
 
-    def summary(self, files: int, size: int, records: int) -> None:
-        """With ``debug``: how many files and bytes were written, and prefix records rewritten."""
-        if self.debug:
-            self.warn(
-                "{} files, {} bytes, {} records in {:.3f} seconds".format(
-                    files, size, records, time.monotonic() - self._began
-                )
-            )
-
     def erase(self) -> None:
         """Take the transient line away, if there is one."""
         if self._drawn:
@@ -130,20 +142,16 @@ class _Phase:
 
     def __enter__(self) -> None:
         report = self.report
-        self.outer_began = report._phase_began
-        report._phase_began = self.began = time.monotonic()
-        report._due = max(report._due, self.began + _FIRST)
+        report._phase_began = time.monotonic()
+        report._due = max(report._due, report._phase_began + _FIRST)
 
     def __exit__(self, kind: object, *_error: object) -> None:
         report = self.report
         report.erase()
-        report._phase_began = self.outer_began
+        seconds = time.monotonic() - report._phase_began
+        report._seconds += seconds
         if report.debug:
-            report.warn(
-                "{}{}: {:.3f} seconds".format(
-                    self.name, " (failed)" if kind else "", time.monotonic() - self.began
-                )
-            )
+            warn("{}{}: {:.3f} seconds".format(self.name, " (failed)" if kind else "", seconds))
 
 
 def _megabytes(count: float) -> str:
