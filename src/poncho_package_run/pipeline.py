@@ -64,7 +64,7 @@ def run_in_temporary(options: "Options") -> int:
         prefix, _ = fill(options.environment, target, report)
         if not options.command:
             return 0
-        return supervise(*activated(prefix, options), lease_fd=target.descriptor)
+        return supervise(*activated(prefix, options), target.descriptor)
 
 
 def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
