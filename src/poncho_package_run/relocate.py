@@ -4,7 +4,6 @@ The records stand in ``bin/conda-unpack``, a Python script that conda-pack write
 ``(path, placeholder, mode)`` a line in a list.  They are read as data; no line of it is run.
 """
 
-import ast
 import errno
 import os
 import stat
@@ -353,6 +352,8 @@ def _read_records(directory: int) -> "Iterator[Tuple[bytes, bytes, str]]":
             continue
         if not line.strip():
             continue
+        import ast  # 5 ms, for names with a quote or a byte that is not ASCII
+
         try:
             path, placeholder, mode = ast.literal_eval(line.decode("utf-8").strip().rstrip(","))
             yield (
