@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import tarfile
 from pathlib import Path
@@ -13,9 +14,16 @@ from support.work_queue import PYTHON, WorkQueue, need_work_queue
 
 pytestmark = pytest.mark.network_engine
 
-KEPT = '--unpack-to "$WORK_QUEUE_SANDBOX"/env'
-TEMPORARY = ""
-PLACES = pytest.mark.parametrize("place", [KEPT, TEMPORARY], ids=["kept", "temporary"])
+# What a task runs: into a directory that the worker's tasks share; into the TMPDIR that the worker
+# sets, which goes with the task's sandbox; into one that outlives the worker, as sites set.
+KEPT = './poncho_package_run --unpack-to "$WORK_QUEUE_SANDBOX"/env'
+TEMPORARY = "./poncho_package_run"
+ELSEWHERE = "TMPDIR={tmp} ./poncho_package_run"
+PLACES = (KEPT, TEMPORARY, ELSEWHERE)
+
+# The worker kills a task's process group.  In 9.9 it makes that group from outside, and where the
+# task's shell was quicker there is none: the worker then waits for ever for what it cannot kill.
+GROUP = "import os, sys; os.setpgid(0, 0); os.execvp('sh', ['sh', '-c', sys.argv[1]])"
 
 
 @pytest.fixture
@@ -26,18 +34,32 @@ def engine(tmp_path):
 
 
 @pytest.fixture
-def task(artifact, tiny):
+def task(engine, artifact, tiny):
     """Describes a task that runs a command line in the tiny environment."""
 
-    def describe(command, place=KEPT, after="", **more):
+    def describe(
+        command, place=KEPT, after="", before="", archive="env.tar.gz", group=False, **more
+    ):
+        line = f"{before}{place.format(tmp=engine.tmp)} -e {archive} -- {command}{after}"
         return {
-            "command": f"./poncho_package_run -e env.tar.gz {place} -- {command}{after}",
+            "command": shlex.join(["exec", PYTHON, "-c", GROUP, line]) if group else line,
             # Both are sent once, and hard-linked into every sandbox.
             "inputs": {"poncho_package_run": str(artifact), "env.tar.gz": str(tiny)},
             **more,
         }
 
     return describe
+
+
+@pytest.fixture
+def leftovers_of_killed(engine, run, tiny):
+    """What is left on the machine after SIGKILL and one more run of the tool there."""
+
+    def leftovers():
+        run("-e", tiny, check=True, env={"TMPDIR": engine.tmp})
+        return engine.leftovers()
+
+    return leftovers
 
 
 def test_twenty_tasks_share_one_unpacking(engine, task):
@@ -57,7 +79,8 @@ def test_twenty_tasks_share_one_unpacking(engine, task):
 
 def test_twenty_tasks_with_temporary_environments(engine, task):
     show = """sh -c 'echo "$CONDA_PREFIX"; ls -d "$CONDA_PREFIX"; hello task {}'"""
-    engine.submit(*(task(show.format(number), TEMPORARY) for number in range(20)))
+    places = [TEMPORARY, ELSEWHERE] * 10
+    engine.submit(*(task(show.format(number), place) for number, place in enumerate(places)))
     worker = engine.start_worker(cores=2)
     results = engine.results(20)
     assert [result["status"] for result in results] == [0] * 20, results
@@ -72,70 +95,74 @@ def test_twenty_tasks_with_temporary_environments(engine, task):
     assert engine.leftovers() == []
 
 
-@PLACES
-def test_exit_status_reaches_the_manager(engine, task, place):
-    engine.submit(task("sh -c 'exit 7'", place), task("sh -c 'kill -TERM $$'", place))
+def test_exit_status_reaches_the_manager(engine, task):
+    engine.submit(
+        *(task("sh -c 'exit 7'", place) for place in PLACES),
+        *(task("sh -c 'kill -TERM $$'", place) for place in PLACES),
+    )
     worker = engine.start_worker()
-    exited, killed = engine.results(2)
-    assert exited["status"] == 7, exited
-    if place == TEMPORARY:
-        assert killed["status"] == 128 + 15, killed
-    else:
-        # The tool became the command: Work Queue itself sees the signal.
-        assert killed["status"] in (15, 128 + 15), killed
+    *exited, killed, temporary, elsewhere = engine.results(6)
+    assert [result["status"] for result in exited] == [7, 7, 7], exited
+    assert (temporary["status"], elsewhere["status"]) == (128 + 15, 128 + 15)
+    # With a kept environment the tool became the command: Work Queue itself sees the signal.
+    assert killed["status"] in (15, 128 + 15), killed
     engine.stop(worker)
     assert engine.leftovers() == []
 
 
-def test_tasks_over_their_run_time(engine, task):
+def test_tasks_over_their_run_time(engine, task, leftovers_of_killed):
     """What the worker's SIGKILL leaves behind ends by itself and takes its directory with it.
 
     With a second command after it the tool is the shell's child, and the signal hits the shell
     alone; without one, the shell has become the tool.
     """
-    engine.submit(
-        *(
-            task("sh -c 'hello; sleep 12'", place, after, seconds=1)
-            for place in (KEPT, TEMPORARY)
-            for after in ("", "; exit")
-        )
-    )
-    worker = engine.start_worker(cores=4)
-    results = [result["result"] for result in engine.results(4)]
-    assert results == [results[0]] * 4 and "TIME" in results[0], results
+    tasks = [
+        task("sh -c 'hello; sleep 12'", place, after, seconds=1)
+        for place in PLACES
+        for after in ("", "; exit")
+    ]
+    # These go on unpacking when the sandbox has been deleted under them.
+    late = {"before": "exec 4< env.tar.gz; (sleep 12; cat <&4) | ", "archive": "/dev/stdin"}
+    tasks += [task("hello", place, "; exit", seconds=1, **late) for place in PLACES]
+    engine.submit(*tasks)
+    worker = engine.start_worker(cores=len(tasks))
+    results = [result["result"] for result in engine.results(len(tasks))]
+    assert results == [results[0]] * len(tasks) and "TIME" in results[0], results
     engine.stop(worker)
-    assert engine.leftovers() == []
+    assert leftovers_of_killed() == []
 
 
-def test_cancelled_tasks(engine, task, tmp_path):
-    started = {place: tmp_path / f"started {len(place)}" for place in (KEPT, TEMPORARY)}
+def test_cancelled_tasks(engine, task, tmp_path, leftovers_of_killed):
+    started = [tmp_path / f"started{number}" for number in range(len(PLACES))]
     cancelled = [
-        task(f"sh -c 'hello > \"{path}\"; sleep 300'; exit", place, cancel_when=str(path))
-        for place, path in started.items()
+        task(f"sh -c 'hello > {path}; sleep 300'; exit", place, group=True, cancel_when=str(path))
+        for place, path in zip(PLACES, started)
     ]
     engine.submit(*cancelled, task("sh -c 'hello; sleep 2'"))
-    worker = engine.start_worker(cores=3)
-    wait_for(lambda: all(path.exists() for path in started.values()), what="the tasks to start")
+    worker = engine.start_worker(cores=4)
+    wait_for(lambda: all(path.exists() for path in started), what="the tasks to start")
     [result] = engine.results(1)
-    assert (result["number"], result["status"]) == (2, 0), result
+    assert (result["number"], result["status"]) == (3, 0), result
     # The worker is alive yet: it was the cancelling that ended the others.
     wait_for(lambda: not running(engine, "sleep"), what="the cancelled tasks to end")
     engine.stop(worker)
-    assert engine.leftovers() == []
+    assert leftovers_of_killed() == []
 
 
-def test_worker_stopped_by_its_batch_system(engine, task, tmp_path):
-    started = {place: tmp_path / f"started {len(place)}" for place in (KEPT, TEMPORARY)}
-    command = "sh -c 'if [ -e \"{0}\" ]; then hello; else hello > \"{0}\"; sleep 300; fi'; exit"
-    engine.submit(*(task(command.format(path), place) for place, path in started.items()))
-    worker = engine.start_worker()
-    wait_for(lambda: all(path.exists() for path in started.values()), what="the tasks to start")
+def test_worker_stopped_by_its_batch_system(engine, task, tmp_path, leftovers_of_killed):
+    started = [tmp_path / f"started{number}" for number in range(len(PLACES))]
+    command = "sh -c 'if [ -e {0} ]; then hello; else hello > {0}; sleep 300; fi'; exit"
+    engine.submit(
+        *(task(command.format(path), place, group=True) for place, path in zip(PLACES, started))
+    )
+    worker = engine.start_worker(cores=3)
+    wait_for(lambda: all(path.exists() for path in started), what="the tasks to start")
     engine.stop(worker)
-    assert engine.leftovers() == []
+    assert leftovers_of_killed() == []
     # Their manager gives the same tasks to the next worker, which finds nothing half done.
     worker = engine.start_worker()
-    results = engine.results(2)
-    assert [result["status"] for result in results] == [0, 0], results
+    results = engine.results(3)
+    assert [result["status"] for result in results] == [0, 0, 0], results
     engine.stop(worker)
     assert engine.leftovers() == []
 
