@@ -68,8 +68,11 @@ class Archive:
     def __enter__(self) -> "Archive":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, _: object) -> None:
         self.source.close()
+        # Whoever found the fault knew a member or a stream, not the file that it came from.
+        if isinstance(error, ArchiveError) and self.source.name not in str(error):
+            error.args = ("{}: {}".format(self.source.name, error),)
 
     def members(self, progress: "Callable[[int, Optional[int]], None]") -> "Iterator[Member]":
         """The members, in archive order; ``progress`` is told bytes read, and bytes in all.
