@@ -253,16 +253,21 @@ def prepare(directory, variables):
     assert (done.returncode, done.stdout) == (0, b"")
 
 
-def test_relocating_leaves_other_links_alone(cached_package, tmp_path, variables):
-    """The same files may be hard-linked into another task's tree, and may be read-only."""
+def test_relocating_leaves_other_links_alone(cached_package, sandbox, tmp_path, variables):
+    """The same files may be hard-linked into another task's tree, and may be read-only.
+
+    The prefix written is the real one, though a symlink led to it.
+    """
     twin = tmp_path / "twin"
     shutil.copytree(cached_package, twin, symlinks=True, copy_function=os.link)
     for path in twin.rglob("*"):
         if path.is_file() and not path.is_symlink():
             path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o555)
     before = snapshot(twin)
-    prepare(cached_package, variables)
+    prepare(sandbox.task / "env", variables)
     assert unrelocated(cached_package) == []
+    shown = subprocess.run([cached_package / "bin" / "showprefix"], stdout=subprocess.PIPE)
+    assert shown.stdout.splitlines()[0] == os.fsencode(cached_package)
     after = snapshot(twin)
     assert {path: each.sha256 for path, each in after.items()} == {
         path: each.sha256 for path, each in before.items()
