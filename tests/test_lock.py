@@ -13,17 +13,18 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
-from poncho_package_run import claim, errors, holder, lock, lockfile, marker
+from poncho_package_run import claim, completion, errors, holder, lock, lockfile, marker
 from support import commands, process, unpacker
 
 UNPACKER = Path(unpacker.__file__)
 COMPLETE = unpacker.COMPLETE.decode()
 LOCK_FILE = ".env.poncho_package_run.lock"
-MARKER = marker.NAME.decode()
+MARKER = completion.UNPACKING.decode()
 
 # The table of refusals, by the names that strace knows; ENOTSUPP is 524.
 REFUSALS = ["ENOSYS", "ENOLCK", "EBADF", "ENOTSUPP", "EOPNOTSUPP", "EINVAL", "EIO"]
@@ -119,7 +120,7 @@ def unpackings(tmp_path):
 
 def check_complete(target, beside=()):
     """The tree is whole, and nothing is left of the making but what ``beside`` names."""
-    members = {"member-%d" % number for number in range(unpacker.MEMBERS)}
+    members = {f"member-{number}" for number in range(unpacker.MEMBERS)}
     assert set(os.listdir(target)) == members | {COMPLETE}
     assert all((target / name).read_text() == "content" for name in members)
     assert sorted(os.listdir(target.parent)) == sorted(["env", *beside])
@@ -140,7 +141,7 @@ def take_part(start, injections, *words):
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_a_refusal_at_any_call_leaves_one_unpacking(start, target, tmp_path, refusal, when):
     # Half of them are refused and half are not: the locks that they hold do not exclude.
-    refused = ["inject=flock:error=%s:when=%s" % (refusal, when)]
+    refused = [f"inject=flock:error={refusal}:when={when}"]
     outcomes = take_part(start, [refused, [], refused, []])
     assert outcomes == {"unpacked": 1, "found complete": 3}
     assert unpackings(tmp_path) == 1
@@ -196,27 +197,28 @@ def test_each_way_excludes_by_itself(start, how, inject):
     assert first.until("holds") == "holds " + how
     second = start("--only-lock", "--wait", 0.3, inject=inject)
     assert second.end()[0] == "status 75"
-    assert "pid %d on host %s" % (first.pid, os.uname().nodename) in second.errors
+    assert f"pid {first.pid} on host {os.uname().nodename}" in second.errors
     third = start("--only-lock", inject=inject)
-    third.until("waiting %d" % first.pid)
+    third.until(f"waiting {first.pid}")
     os.kill(first.pid, signal.SIGKILL)
     assert third.end()[0] == "locked"
 
 
 def test_the_cctools_protocol_from_a_shell(start, target, tmp_path):
-    flock = commands.need("flock")
-    script = """
+    commands.need("flock")
+    script = f"""
         read -r _
         exec 9< "$1"
         flock 9
-        if [ ! -e "$1/%s" ] && [ -z "$(ls -A "$1")" ]; then
+        if [ ! -e "$1/{COMPLETE}" ] && [ -z "$(ls -A "$1")" ]; then
             echo $$ >> "$2"
-            for number in $(seq 0 %d); do printf content > "$1/member-$number"; done
+            for number in $(seq 0 {unpacker.MEMBERS - 1}); do
+                printf content > "$1/member-$number"
+            done
             sleep 0.3
-            touch "$1/%s"
+            touch "$1/{COMPLETE}"
         fi
-    """ % (COMPLETE, unpacker.MEMBERS - 1, COMPLETE)
-    assert flock
+    """
     for _ in range(5):
         shells = [
             subprocess.Popen(
@@ -245,7 +247,7 @@ def test_flock_from_a_shell_is_waited_for_and_named(start, target):
             process.wait_for(lambda: process.children_of(shell.pid))
             late = start("--wait", 0)
             assert late.end()[0] == "status 75"
-            assert "pid %d on host" % shell.pid in late.errors
+            assert f"pid {shell.pid} on host" in late.errors
         finally:
             os.killpg(shell.pid, signal.SIGKILL)
     mine = start("--only-lock", "--seconds", 60)
@@ -257,7 +259,7 @@ def test_the_command_does_not_inherit_the_lock(start, target):
     flock = commands.need("flock")
     command = start("--only-lock", "--exec", "sleep")
     command.until("holds flock")
-    process.wait_for(lambda: Path("/proc/%d/comm" % command.pid).read_text() == "sleep\n")
+    process.wait_for(lambda: Path(f"/proc/{command.pid}/comm").read_text() == "sleep\n")
     assert subprocess.run([flock, "-n", str(target), "true"]).returncode == 0
 
 
@@ -272,11 +274,10 @@ def test_a_stopped_holder_is_named(start, target):
     second = start("--wait", 1.5)
     assert second.end()[0] == "status 75"
     assert second.errors == (
-        "waited 1.5 s for the lock on %s, which pid %d on host %s holds; "
-        "try again, or wait longer with --wait-for-lock\n"
-        % (target, first.pid, os.uname().nodename)
+        f"waited 1.5 s for the lock on {target}, which pid {first.pid} on host "
+        f"{os.uname().nodename} holds; try again, or wait longer with --wait-for-lock\n"
     )
-    assert "waiting %d" % first.pid in second.lines
+    assert f"waiting {first.pid}" in second.lines
 
 
 def test_a_stopped_holder_is_waited_for_however_long_it_is_silent(start, target):
@@ -334,6 +335,13 @@ def test_waiters_end_when_the_work_is_done_not_when_the_lock_is_free(target):
     assert 1 <= told[0][1] < 60
 
 
+def test_what_was_done_before_the_lock_was_granted_needs_no_lock(target):
+    answers = [False, True]
+    assert lock.acquire(os.fsencode(target), 60, lambda: answers.pop(0)) is None
+    assert answers == []
+    lock.acquire(os.fsencode(target), 0).release()
+
+
 # The marker
 
 
@@ -389,7 +397,7 @@ def test_a_living_process_of_another_way_is_waited_for(target):
     with subprocess.Popen(["sleep", "60"]) as other:
         start_time = holder._stat(b"%d" % other.pid)[2]
         mark(target, pid=other.pid, start_time=start_time)
-        with pytest.raises(errors.LockTimeout, match="pid %d on host" % other.pid):
+        with pytest.raises(errors.LockTimeout, match=f"pid {other.pid} on host"):
             lock.acquire(os.fsencode(target), 0.2, vacant=lambda: True)
         other.kill()
         with lock.acquire(os.fsencode(target), 20, vacant=lambda: True) as held:
@@ -409,6 +417,20 @@ def test_a_marker_that_names_nobody_is_watched(target, monkeypatch, content):
     with lock.acquire(os.fsencode(target), 20, vacant=lambda: True) as held:
         assert held.taken_over
         assert os.listdir(target) == [MARKER]
+
+
+def test_silence_counts_from_the_last_proof_of_life(target, monkeypatch):
+    # /proc may be unreadable for once, when a stopped process has been silent for long.
+    now, alive = [1000.0], [True]
+    monkeypatch.setattr(marker, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(holder, "is_alive", lambda theirs: alive[0])
+    mark(target, pid=os.getppid(), host="elsewhere")
+    watched = marker.Marker(os.fsencode(target))
+    for now[0] in (1000.0, 2000.0):
+        assert not watched.is_free()
+    alive[0] = False
+    for now[0], free in ((2001.0, False), (2000 + marker.SILENCE, True)):
+        assert watched.is_free() == free
 
 
 def test_a_holder_on_another_host_is_known_by_its_beat(start, target, tmp_path):
@@ -432,7 +454,7 @@ def test_a_silent_holder_on_another_host_is_succeeded_and_does_not_publish(start
     check_complete(target)
     (target / "member-19").unlink()  # which the first would have made and now fails to make
     for number in range(19):
-        (target / ("member-%d" % number)).rename(target / ("moved-%d" % number))
+        (target / (f"member-{number}")).rename(target / (f"moved-{number}"))
     os.kill(first.pid, signal.SIGCONT)
     assert first.end()[0] == "lost"
 
@@ -462,7 +484,7 @@ def test_a_successor_killed_anywhere_is_succeeded(start, target, tmp_path):
         for path in target.iterdir():
             path.unlink()
         mark(target, pid=ended_pid())
-        killed = start(inject=["inject=%s:signal=KILL:when=%d" % (name, count)])
+        killed = start(inject=[f"inject={name}:signal=KILL:when={count}"])
         assert killed.popen.wait(60) == -signal.SIGKILL, (name, count)
         group = [start(), start()]
         outcomes = collections.Counter(each.end()[0] for each in group)
@@ -589,7 +611,7 @@ def test_a_link_in_place_of_the_lock_file_is_not_followed(target, tmp_path, monk
 )
 def test_what_is_no_refusal_is_told(target, monkeypatch, number, failure):
     refuse(monkeypatch, fcntl.LOCK_EX | fcntl.LOCK_NB, number)
-    with pytest.raises(failure, match=re.escape("cannot lock %s: " % target)):
+    with pytest.raises(failure, match=re.escape(f"cannot lock {target}: ")):
         lock.acquire(os.fsencode(target), 0)
 
 
@@ -629,7 +651,7 @@ def test_the_dead_are_dead():
         process.wait_for(lambda: process.state_of(child.pid) == "Z")
         assert holder.is_dead(zombie)
         assert not holder.is_alive(zombie)
-    assert not any(holder.is_alive(dict(me, pid=pid)) for pid in (ended_pid(), os.getppid()))
+    assert not any(holder.is_alive(dict(me, pid=pid)) for pid in (ended_pid(), 1))
 
 
 def test_a_process_whose_threads_outlive_its_leader_is_alive():
@@ -648,7 +670,7 @@ def test_a_process_whose_threads_outlive_its_leader_is_alive():
         assert holder.is_dead(other)
 
 
-def test_of_others_nothing_is_proved(monkeypatch):
+def test_of_others_nothing_is_proved():
     me = dict(holder.describe(), pid=ended_pid())
     strangers = [
         dict(me, host="elsewhere"),

@@ -54,7 +54,7 @@ def take(path: bytes, stem: bytes = b"") -> bool:
             return False
         try:
             if _text(path) == text:
-                os.unlink(path)
+                give_up(path)
         finally:
             give_up(right)
 
@@ -73,11 +73,11 @@ def owner(path: bytes) -> "Optional[holder.Holder]":
 
 
 def give_up(path: bytes) -> None:
-    """Remove a claim of this process."""
+    """Remove a claim, of this process or of one that it succeeds."""
     try:
         os.unlink(path)
     except FileNotFoundError:
-        pass  # emptied together with the directory that it was in
+        pass  # whoever took over the directory has emptied it
 
 
 def _text(path: bytes) -> "Optional[bytes]":

@@ -47,11 +47,11 @@ def encode(holder: "Holder") -> bytes:
 
 
 def parse(data: bytes) -> "Optional[Holder]":
-    """The holder that the first line of ``data`` describes; None if it describes none."""
+    """The holder that the JSON in ``data`` describes, among other things; None if it does not."""
     import json
 
     try:
-        holder = json.loads(data.split(b"\n", 1)[0].decode("ascii"))
+        holder = json.loads(data.decode("ascii"))
         return holder if _is_valid(holder) else None
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None

@@ -99,12 +99,13 @@ def acquire(
             marker cannot be set.
         InputOutputError: the same, for a disk error, a full disk or a used-up quota.
     """
-    mark = marker.Marker(os.path.join(directory, marker.NAME))
+    done = published or (lambda: False)
+    mark = marker.Marker(directory)
     ways = lockfile.ways(directory)
     start = told = time.monotonic()
     lock = None
     try:
-        while published is None or not published():
+        while not done():
             try:
                 granted = ways[0].attempt()
             except OSError as error:
@@ -112,12 +113,14 @@ def acquire(
                     raise
                 ways.pop(0).release()
                 continue
-            if granted and mark.is_free() and not (published is not None and published()):
+            if granted and mark.is_free():
+                if done():
+                    break
                 if vacant is None or not vacant():
                     lock = Lock(ways[0], mark, False)
                     break
                 if mark.take():
-                    if published is not None and published():
+                    if done():
                         mark.remove()
                         break
                     lock = Lock(ways[0], mark, True)

@@ -1,7 +1,7 @@
 """The in-progress marker: who is unpacking into a directory, and what outlives his death.
 
 A regular file in the directory, made with O_EXCL before anything else and there until the
-pipeline renames it to the completion marker.  Its first line is a holder.  It decides who
+completion marker replaces it.  It holds JSON, with a holder in it.  It decides who
 unpacks even where locks do not exclude (see ``lock``), and tells a dead unpacking from a
 running one.
 
@@ -19,12 +19,11 @@ import threading
 import time
 
 from . import claim, holder
+from .completion import UNPACKING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional, Tuple
-
-NAME = b".poncho_package_run_unpacking"
 
 BEAT = 2.0
 # Five beats.  A remote holder that is stopped for longer and then goes on has lost the
@@ -42,19 +41,19 @@ def is_vacant(directory: bytes) -> bool:
     """
     names = os.listdir(directory)
     # A process may be gone that wanted to succeed to a marker that is gone by now.
-    return NAME in names or all(name.startswith(NAME) for name in names)
+    return UNPACKING in names or all(name.startswith(UNPACKING) for name in names)
 
 
 class Marker:
-    """One directory's in-progress marker.
+    """The in-progress marker of ``directory``.
 
     Attributes:
-        path (bytes): the marker.
         taken_over (bool): ``take`` replaced a dead process's marker; what it left is here.
     """
 
-    def __init__(self, path: bytes) -> None:
-        self.path = path
+    def __init__(self, directory: bytes) -> None:
+        self._directory = directory
+        self._path = os.path.join(directory, UNPACKING)
         self.taken_over = False
         self._line = holder.encode(holder.describe()) + b"\n"
         self._seen: Optional[Tuple[bytes, int, int]] = None
@@ -95,7 +94,7 @@ class Marker:
         """
         if self._seen is None:
             try:
-                self._write(self.path, os.O_EXCL)
+                self._write(self._path, os.O_EXCL)
             except FileExistsError:
                 return False
         elif not self._replace(self._seen):
@@ -109,12 +108,12 @@ class Marker:
     def is_ours(self) -> bool:
         """Whether the marker is there and names this process. Raises OSError."""
         seen = self._look()
-        return seen is not None and seen[0].startswith(self._line)
+        return seen is not None and seen[0] == self._line
 
     def remove(self) -> None:
         """Take the marker back: nothing was begun under it. Raises OSError."""
         self.stop()
-        os.unlink(self.path)
+        os.unlink(self._path)
 
     def stop(self) -> None:
         """Touch the marker no more, and leave it, if it is there, as it is."""
@@ -122,35 +121,38 @@ class Marker:
 
     def _look(self) -> "Optional[Tuple[bytes, int, int]]":
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
             status = os.fstat(fd)
-            return os.read(fd, 4096), status.st_ino, status.st_mtime_ns
+            return os.read(fd, 65536), status.st_ino, status.st_mtime_ns
         finally:
             os.close(fd)
 
     def _replace(self, seen: "Tuple[bytes, int, int]") -> bool:
-        right = claim.successor(self.path, holder.parse(seen[0]))
-        if not claim.take(right, self.path):
+        right = claim.successor(self._path, holder.parse(seen[0]))
+        if not claim.take(right, self._path):
             return False
-        # Whoever takes over empties the directory of everything but its marker, and so of
-        # the claims and new markers of those who came second.  They find the marker changed,
-        # or their own file gone, and give way.
         new = right + b".new"
         try:
             self._write(new, os.O_TRUNC)
-            if self._look() != seen:
+            if self._look() == seen:
+                os.rename(new, self._path)
+                self.taken_over = True
+            else:
                 os.unlink(new)
-                return False
-            os.rename(new, self.path)
         except FileNotFoundError:
-            return False
+            return False  # emptied, as below
         finally:
             claim.give_up(right)
-        self.taken_over = True
-        return True
+        if self.taken_over:
+            # What is left of other successions was begun by the dead, or by those who came
+            # second: these find the marker changed, or their own file gone, and give way.
+            for name in os.listdir(self._directory):
+                if name.startswith(UNPACKING + b"."):
+                    claim.give_up(os.path.join(self._directory, name))
+        return self.taken_over
 
     def _write(self, path: bytes, flag: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flag
@@ -168,6 +170,6 @@ class Marker:
             try:
                 if not self.is_ours():
                     return
-                os.utime(self.path)
+                os.utime(self._path)
             except OSError:
                 pass  # a beat may be missed; an error that stays fails the unpacking itself

@@ -14,8 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from poncho_package_run import errors, holder, lock, marker
+from poncho_package_run.completion import MARKER as COMPLETE
+from poncho_package_run.completion import UNPACKING
 
-COMPLETE = b".poncho_package_run_expanded"
 MEMBERS = 20
 
 
@@ -27,7 +28,7 @@ def unpack(directory, held, options):
     """Make the members, each of which must be missing: two at work here would meet."""
     if held.taken_over:
         for name in os.listdir(directory):
-            if name != marker.NAME:
+            if name != UNPACKING:
                 os.unlink(os.path.join(directory, name))
     options.log.write(b"%d\n" % os.getpid())
     for number in range(MEMBERS):
@@ -36,7 +37,7 @@ def unpack(directory, held, options):
         time.sleep(options.seconds / MEMBERS)
     if not held.is_ours():
         return "lost"
-    os.rename(os.path.join(directory, marker.NAME), os.path.join(directory, COMPLETE))
+    os.rename(os.path.join(directory, UNPACKING), os.path.join(directory, COMPLETE))
     return "unpacked"
 
 
