@@ -16,17 +16,23 @@ HERE = Path(__file__).parent
 DESCRIPTION = """
 Measure cold, warm and crowded starts of dist/poncho_package_run.pyz beside what they replace,
 and print each ratio beside its target. The first run downloads packages, builds an environment
-from them and packs it in every format, which takes some 20 minutes and 5 GB below --cache.
+from them and packs it in every format, which takes some 15 minutes and 6 GB below --cache;
+measuring takes 40 minutes more (--quick: 2).
 """
 
 EPILOG = """
-cases: {}.
+cases: {}; serial (tar.bz2 and tar.xz of one thread) only when named.
 
 Ours takes its number of threads from the usable cores; PONCHO_PACKAGE_RUN_THREADS caps it, which
 is how the latency case gets its single writer. GNU tar is needed; bsdtar, unzip, zstd and strace
 are measured or used where the machine has them. Other load on the machine is the largest error:
 run it alone, or compare ratios only.
 """.format(", ".join(cases.CASES))
+
+
+def count_of_cores(text):
+    """Read the value of --cores."""
+    return len(os.sched_getaffinity(0)) if text == "all" else int(text)
 
 
 def parse(arguments):
@@ -37,7 +43,8 @@ def parse(arguments):
                         "the cases that take long left out: 2 minutes once it is built")
     parser.add_argument("--only", metavar="CASE,...", help="these cases only")
     parser.add_argument("--rounds", type=int, help="timed rounds (default: 5, --quick: 3)")
-    parser.add_argument("--cores", type=int, default=2, help="usable cores (default: %(default)s)")
+    parser.add_argument("--cores", type=count_of_cores, default=2, metavar="N|all",
+                        help="usable cores (default: %(default)s); the case cores varies them")
     parser.add_argument("--folder", type=Path, help="where to unpack (default: /dev/shm if it can "
                         "be written, else TMPDIR)")
     parser.add_argument("--cache", type=Path, default=os.environ.get(
@@ -49,7 +56,7 @@ def parse(arguments):
     parser.add_argument("--artifact", type=Path, default=ROOT / "dist" / "poncho_package_run.pyz")
     parser.add_argument("--build-only", action="store_true", help="build and pack, measure nothing")
     parser.add_argument("--keep", action="store_true", help="replace tests/benchmarks/results.*, "
-                        "which the README shows (done by a run of all cases)")
+                        "which the README shows (as a run without --only or --quick does)")
     options = parser.parse_args(arguments)
     options.rounds = options.rounds or (3 if options.quick else 5)
     if options.only:
@@ -70,10 +77,11 @@ def main(arguments=None) -> int:
     options = parse(arguments)
     options.cache = Path(options.cache).resolve()
     environment = environments.scientific(options.cache, options.quick)
-    names = options.only or (cases.QUICK_CASES if options.quick else list(cases.CASES))
+    names = options.only or (cases.QUICK if options.quick else cases.DEFAULT)
     if options.build_only:
         for format in environments.FORMATS:
-            print(environment.archive(format))
+            if format not in ("tar.bz2", "tar.xz"):  # for the case serial only
+                print(environment.archive(format))
         return 0
     scratch = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
     try:

@@ -152,11 +152,12 @@ def duration(seconds) -> str:
 
 # --- cold starts ----------------------------------------------------------------------------
 
-def cold(bench, format, *contenders):
+def cold(bench, format, *contenders, extractors=True):
     """Measure a cold start from an archive of ``format``; return the case's name."""
     case = "cold, " + format
     archive = bench.environment.archive(format)
-    bench.compare(case, [*bench.starting(archive), *contenders, *bench.extracting(archive)])
+    bench.compare(case, [*bench.starting(archive), *contenders,
+                         *(bench.extracting(archive) if extractors else ())])
     return case
 
 
@@ -173,7 +174,8 @@ def gzip(bench):
 def gzip_parallel(bench):
     """Cold start, tar.gz of conda-pack -j N"""
     archive = bench.environment.archive("tar.gz -j N")
-    case = cold(bench, "tar.gz -j N", Contender(INFLATE, bench.commands.decoder("gz", archive)))
+    case = cold(bench, "tar.gz -j N", Contender(INFLATE, bench.commands.decoder("gz", archive)),
+                extractors=False)
     bench.ratio(case, (case, OURS), (case, PIPELINE), 0.42)
     bench.ratio(case, (case, OURS), (case, INFLATE), 1.00)
 
@@ -182,7 +184,8 @@ def bzip2(bench):
     """Cold start, tar.bz2 of conda-pack -j N"""
     archive = bench.environment.archive("tar.bz2 -j N")
     case = cold(bench, "tar.bz2 -j N",
-                Contender("decoding alone (bz2)", bench.commands.decoder("bz2", archive)))
+                Contender("decoding alone (bz2)", bench.commands.decoder("bz2", archive)),
+                extractors=False)
     bench.ratio(case, (case, OURS), (case, PIPELINE), 0.60)
 
 
@@ -190,7 +193,8 @@ def xz(bench):
     """Cold start, tar.xz of conda-pack -j N"""
     archive = bench.environment.archive("tar.xz -j N")
     case = cold(bench, "tar.xz -j N",
-                Contender("decoding alone (lzma)", bench.commands.decoder("xz", archive)))
+                Contender("decoding alone (lzma)", bench.commands.decoder("xz", archive)),
+                extractors=False)
     bench.ratio(case, (case, OURS), (case, PIPELINE), 0.60)
 
 
@@ -198,9 +202,8 @@ def serial(bench):
     """Cold start, tar.bz2 and tar.xz of one thread (no target)"""
     for format, name in (("tar.bz2", "bz2"), ("tar.xz", "xz")):
         archive = bench.environment.archive(format)
-        case = "cold, " + format
-        bench.compare(case, [*bench.starting(archive), Contender(
-            "decoding alone", bench.commands.decoder(name, archive))], rounds=3)
+        case = cold(bench, format, Contender("decoding alone", bench.commands.decoder(
+            name, archive)), extractors=False)
         bench.ratio(case, (case, OURS), (case, PIPELINE))
 
 
@@ -430,7 +433,7 @@ def cores(bench):
 def latency(bench):
     """1 ms at each call that creates a file: several writers against one"""
     case, commands = "1 ms a call", bench.commands
-    archive = environments.grown(bench.environment, "files", 1)
+    archive = environments.grown(bench.environment, "files", 1 if bench.options.quick else 2)
     if commands.program("strace") is None:
         say("latency: this machine has no strace")
         return
@@ -465,7 +468,8 @@ CASES = {
     "warm": warm, "crowd": crowd, "memory": memory, "growth": growth, "cores": cores,
     "latency": latency,
 }
-QUICK_CASES = [name for name in CASES if name not in ("serial", "bzip2", "xz", "cores")]
+DEFAULT = [name for name in CASES if name != "serial"]
+QUICK = [name for name in DEFAULT if name not in ("bzip2", "xz", "cores")]
 
 
 def run(bench, names) -> None:

@@ -285,35 +285,42 @@ def link(package, prefix, final):
 def grown(environment: Environment, kind: str, units: int) -> Path:
     """Return a tar.gz of ``units`` copies of one unit of ``kind``, packed on first demand.
 
-    A unit of "files" is 1,500 small text files, a unit of "bytes" is 40 MB of shared
-    libraries; both come from ``environment``. A unit of "memory" is 10 MB of bytes that do
-    not compress, packed in parallel blocks.
+    A unit of "files" is 1,500 small text files, one in eight of them with a prefix record (about
+    as many as in the scientific environment); a unit of "bytes" is 40 MB of shared libraries;
+    both come from ``environment``. A unit of "memory" is 10 MB of bytes that do not compress,
+    packed in parallel blocks.
     """
     folder = environment.folder / "grown"
-    path = folder / (f"{kind}-{units:02}.tar.gz")
+    path = folder / f"{kind}-{units:02}.tar.gz"
     if path.exists():
         return path
-    tree = folder / (f"tree-{kind}-{units:02}")
-    shutil.rmtree(tree, ignore_errors=True)
-    (tree / "conda-meta").mkdir(parents=True)
+    scratch = folder / f"{kind}-{units:02}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    tree, package = scratch / "tree", scratch / "pkgs" / "unit-1-0"
+    for directory in (tree / "conda-meta", package):
+        directory.mkdir(parents=True)
     (tree / "conda-meta" / "history").write_text("")
-    # python below bin/ lets conda-unpack run in it.
+    sources = [] if kind == "memory" else unit(environment.prefix, kind)
+    for number in range(units):
+        part = Path("share", f"part{number:03}")
+        for index, source in enumerate(sources):
+            # pip's files get records, conda's do not.
+            target = package if index % 8 else tree
+            target = target / part / f"{index % 40:02}" / f"{index:04}{source.suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(source, target)
+        if kind == "memory":
+            (tree / part).mkdir(parents=True)
+            for index in range(20):
+                (tree / part / f"{index:02}.bin").write_bytes(os.urandom(1 << 19))
+    link(finish_package(package, "unit", "1", PLACEHOLDER), tree, tree)
+    # With a python in bin/, conda-unpack runs in it.
     (tree / "bin").mkdir()
     (tree / "bin" / "python").symlink_to(
         os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
-    sources = [] if kind == "memory" else unit(environment.prefix, kind)
-    for number in range(units):
-        part = tree / "share" / (f"part{number:03}")
-        for index, source in enumerate(sources):
-            target = part / f"{index % 40:02}" / f"{index:04}{source.suffix}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(source, target)
-        for index in range(20 if kind == "memory" else 0):
-            part.mkdir(parents=True, exist_ok=True)
-            (part / f"{index:02}.bin").write_bytes(os.urandom(1 << 19))
     say("packing " + str(path))
     pack(tree, path, "tar.gz", THREADS if kind == "memory" else 1)
-    shutil.rmtree(tree)
+    shutil.rmtree(scratch)
     return path
 
 
