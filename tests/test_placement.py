@@ -22,6 +22,7 @@ _F_SETPIPE_SZ = 1031
 """Linux's fcntl.F_SETPIPE_SZ, which Python names from 3.10 on."""
 
 MARKER = ".poncho_package_run_expanded"
+MANIFEST = ".poncho_package_run_manifest"
 
 
 @contextmanager
@@ -328,9 +329,11 @@ class TestCompletionMarker:
         written = datetime.strptime(marker["time"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
         assert earliest <= written <= time.time()
 
-    def test_it_is_the_only_thing_of_ours_in_the_directory(self, run, tiny, tmp_path):
+    def test_it_and_the_manifest_are_all_there_is_of_ours_in_the_directory(
+        self, run, tiny, tmp_path
+    ):
         run("-e", tiny, "-d", tmp_path / "kept", check=True)
-        assert names(tmp_path / "kept") == [MARKER, "bin", "conda-meta", "lib"]
+        assert names(tmp_path / "kept") == [MARKER, MANIFEST, "bin", "conda-meta", "lib"]
 
     def test_a_directory_made_by_the_cctools_script_is_complete(self, run, tiny, tmp_path):
         kept = tmp_path / "kept"

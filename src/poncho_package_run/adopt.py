@@ -10,10 +10,11 @@ import json
 import os
 
 from . import verify
-from .completion import MARKER, OURS, prefix_in
-from .errors import CannotCreate
+from .completion import MARKER, OURS, is_complete, prefix_in
+from .errors import CannotCreate, InputOutputError
 from .failures import failure
 from .lock import acquire
+from .publish import flush
 from .relocate import SCRIPT, Relocation
 from .report import warn
 from .signals import interruptible
@@ -40,9 +41,12 @@ def adopt(options: "Options", directory: bytes, report: "Report") -> None:
     """
     if options.unpack_to is not None:
         warn("--unpack-to is ignored: {} is a directory".format(os.fsdecode(directory)))
-    prefix = prefix_in(directory)
     marker = directory + b"/" + MARKER
-    if os.path.exists(marker) or not os.path.exists(prefix + b"/" + SCRIPT):
+    if os.path.exists(marker):
+        _prove(options, directory, report)
+        return
+    prefix = prefix_in(directory)
+    if not os.path.exists(prefix + b"/" + SCRIPT):
         return
     if not os.access(directory, os.W_OK):
         if report.debug:
@@ -67,12 +71,47 @@ def adopt(options: "Options", directory: bytes, report: "Report") -> None:
                 raise failure(error, error.filename or directory, -1)
 
 
+def _prove(options: "Options", directory: bytes, report: "Report") -> None:
+    """Make sure that what was unpacked here has survived a restart of the machine."""
+    if is_complete(directory, None):
+        return
+    with interruptible(), report.phase("verify"):
+        lock = None
+        try:
+            lock = acquire(
+                directory,
+                options.wait_for_lock,
+                lambda: is_complete(directory, None),
+                report.waiting_for(options.wait_for_lock),
+            )
+            if lock is None:
+                return
+        except CannotCreate:
+            pass  # read-only, without locks: it can be looked at all the same
+        try:
+            damage = verify.prove(directory + b"/" + MARKER, directory)
+        except OSError as error:
+            raise failure(error, error.filename or directory, -1)
+        finally:
+            if lock is not None:
+                lock.release()
+    if damage:
+        raise InputOutputError(
+            "{} is damaged: {}; unpack it again".format(os.fsdecode(directory), damage)
+        )
+
+
 def _relocate(directory: bytes, prefix: bytes, report: "Report") -> None:
     plan, done = directory + b"/" + _PLAN, directory + b"/" + _DONE
     if not os.path.exists(plan) and not os.path.exists(done):
         _discard(directory)
         try:
-            _write_plan(plan, _stage(directory, prefix, report))
+            paths = [os.fsdecode(path) for path in _stage(directory, prefix, report)]
+            # Once the first file has its name, the machine may go down at any time.
+            for index in range(len(paths)):
+                _flush(_staged(directory, index))
+            verify.put(plan, json.dumps(paths).encode("ascii"))
+            _flush(directory)
         except BaseException:
             _discard(directory)
             raise
@@ -84,7 +123,7 @@ def _relocate(directory: bytes, prefix: bytes, report: "Report") -> None:
                 os.rename(_staged(directory, index), prefix + b"/" + os.fsencode(path))
             except FileNotFoundError:
                 pass  # a run before this one got so far
-        _write(done, verify.facts(prefix, directory, None, None))
+        verify.put(done, verify.facts(prefix, directory, None, None, None))
         os.unlink(plan)
     os.rename(done, directory + b"/" + MARKER)
 
@@ -107,18 +146,12 @@ def _staged(directory: bytes, index: int) -> bytes:
     return directory + b"/" + _STAGED + str(index).encode()
 
 
-def _write_plan(plan: bytes, paths: "List[bytes]") -> None:
-    _write(plan, json.dumps([os.fsdecode(path) for path in paths]).encode("ascii"))
-
-
-def _write(path: bytes, content: bytes) -> None:
-    """Write a file that is there with all its content, or not at all."""
-    new = path + b".new"
-    with open(new, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(new, path)
+def _flush(path: bytes) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        flush(handle)
+    finally:
+        os.close(handle)
 
 
 def _discard(directory: bytes) -> None:

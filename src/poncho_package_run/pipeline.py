@@ -78,15 +78,19 @@ def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
     from .relocate import relocate
     from .unpack import Tree
 
-    with Archive(path) as archive, Tree(target.descriptor, OURS) as tree:
+    manifest = target.manifest
+    with Archive(path) as archive, Tree(target.descriptor, OURS, manifest) as tree:
         with report.phase("unpack"):
             if archive.kind == "squashfs":
                 archive.extract(target.path, OURS)
+                if manifest is not None:
+                    manifest.survey()
             else:
                 tree.unpack(archive.members(report.progress), archive.writers)
         prefix = prefix_in(target.path)
         with report.phase("relocate"):
-            report.records = relocate(prefix)
+            rewritten = manifest.rewritten if manifest is not None else None
+            report.records = relocate(prefix, rewritten)
         tree.set_attributes()
         report.files, report.bytes = tree.files, tree.bytes
         return prefix, archive.source

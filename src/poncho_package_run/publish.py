@@ -1,18 +1,27 @@
 """The directory that is kept: absent or complete, for every observer and after every crash.
 
 In DIR stands either nothing, or the in-progress marker (see ``marker``) and any part of an
-environment, or the whole environment and the completion marker.  The step from the second
-to the third is one rename, of the one marker to the other.
+environment, or the whole environment, its manifest and the completion marker.  The step from
+the second to the third is one rename, of the one marker to the other.
+
+A machine that goes down loses what it had not yet written to the disk.  File systems write their
+directories in the order of the changes, or nearly so, but the content of files when they like.
+So the in-progress marker is forced to the disk before anything else is made, and the completion
+marker before it gets its name; about the rest the manifest tells (see ``manifest``).
 """
 
+import errno
 import os
 
 from . import verify
 from .completion import MARKER, UNPACKING, is_complete
 from .cores import usable
 from .errors import CannotCreate, InputOutputError
+from .failures import failure
 from .lock import acquire
+from .manifest import Manifest
 from .remove import empty
+from .report import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,51 +49,47 @@ class Target:
     Attributes:
         path (bytes), descriptor (int): the directory.
         is_ours (bool): it is empty, and this process alone may fill it.
+        manifest (Manifest or None): to be told what is unpacked, if it is ours.
 
     Raises:
-        CannotCreate, InputOutputError: it cannot be made or written.
+        CannotCreate, InputOutputError: it cannot be made, read or written.
         LockTimeout: another process is unpacking and did not end in time.
     """
 
     def __init__(self, path: bytes, options: "Options", report: "Report") -> None:
         self.path = path
+        self.descriptor = -1
         self.is_ours = False
+        self.manifest: Optional[Manifest] = None
         self._options = options
         self._report = report
         self._lock: Optional[Lock] = None
         self._made = False
+        self._damage = ""
 
     def __enter__(self) -> "Target":
-        self._make()
-        self.descriptor = os.open(self.path, _OPEN)
-        options, report = self._options, self._report
-        with report.phase("lock"):
-            try:
-                self._lock = acquire(
-                    self.path,
-                    options.wait_for_lock,
-                    lambda: is_complete(self.path, options.environment),
-                    report.waiting_for(options.wait_for_lock),
-                    self._is_vacant,
-                )
-            except CannotCreate:
-                # A populated directory on a read-only file system without locks: no one
-                # can be unpacking there.
-                if self._is_vacant():
-                    raise
-        if self._lock is not None and self._lock.marked:
-            self.is_ours = True
-            if self._lock.taken_over:
-                with report.phase("clear"):
-                    self._empty()
+        try:
+            self._acquire()
+            self.descriptor = os.open(self.path, _OPEN)
+            if self._lock is not None and self._lock.marked:
+                self.is_ours = True
+                self._claim(self._lock.taken_over)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            if isinstance(error, OSError):
+                raise failure(error, self.path, -1)
+            raise
         return self
 
     def __exit__(self, kind: object, error: object, _: object) -> None:
+        if self.manifest is not None:
+            self.manifest.close()
         if self.is_ours and isinstance(error, Exception):
             self._restore()
         if self._lock is not None:
             self._lock.release()
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
     def publish(self, prefix: bytes, source: "Source") -> None:
         """Declare the environment complete.
@@ -92,7 +97,6 @@ class Target:
         Raises:
             InputOutputError: the marker cannot be written, or another process has taken over.
         """
-        new = self.path + b"/" + UNPACKING + b".done"
         unpacking = self.path + b"/" + UNPACKING
         try:
             if self._lock is None or not self._lock.is_ours():
@@ -100,23 +104,43 @@ class Target:
                     "{} was taken over by another process while this one was stopped; try "
                     "again".format(os.fsdecode(self.path))
                 )
-            facts = verify.facts(prefix, source.path, source.size, source.mtime_ns)
-            handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-            try:
-                os.write(handle, facts)
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            known = self.manifest.finish() if self.manifest is not None else None
+            facts = verify.facts(prefix, source.path, source.size, source.mtime_ns, known)
             # First over the old marker, so that at no time there is none, or there are two.
-            os.rename(new, unpacking)
+            verify.put(unpacking, facts)
             os.rename(unpacking, self.path + b"/" + MARKER)
-            os.fsync(self.descriptor)
         except OSError as error:
-            raise InputOutputError(
-                "cannot write the completion marker in {}: {}; try again".format(
-                    os.fsdecode(self.path), error.strerror
-                )
-            )
+            raise failure(error, self.path + b"/" + MARKER, self.descriptor)
+        # Others use it from here on: nothing that fails may undo it.
+        self.is_ours = False
+
+    def _acquire(self) -> None:
+        options, report = self._options, self._report
+        with report.phase("lock"):
+            while True:
+                self._make()
+                try:
+                    self._lock = acquire(
+                        self.path,
+                        options.wait_for_lock,
+                        lambda: is_complete(self.path, options.environment),
+                        report.waiting_for(options.wait_for_lock),
+                        self._is_vacant,
+                    )
+                    return
+                except CannotCreate:
+                    if not os.path.isdir(self.path):
+                        continue  # a run that failed has removed what it had made
+                    # A populated directory on a read-only file system without locks: no one
+                    # can be unpacking there.
+                    if not self._is_vacant():
+                        return
+                    if self._damage:
+                        raise InputOutputError(
+                            "{} is damaged ({}) and cannot be written; unpack to another "
+                            "directory".format(os.fsdecode(self.path), self._damage)
+                        )
+                    raise
 
     def _make(self) -> None:
         path = self.path
@@ -126,7 +150,10 @@ class Target:
         except FileExistsError:
             pass
         except OSError as error:
-            raise CannotCreate(
+            kind: type = CannotCreate
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                kind = InputOutputError
+            raise kind(
                 "cannot create {}: {}; choose another directory".format(
                     os.fsdecode(path), error.strerror
                 )
@@ -139,9 +166,27 @@ class Target:
             )
 
     def _is_vacant(self) -> bool:
-        """Whether there is nothing in the directory, but for what an unpacking leaves behind."""
+        """Whether there is nothing in the directory that is worth keeping.
+
+        That is: nothing at all, or what a dead unpacking has left, or an environment of which
+        a part was lost when the machine went down.
+        """
         names = os.listdir(self.path)
+        if MARKER in names and UNPACKING not in names:
+            self._damage = verify.prove(self.path + b"/" + MARKER, self.path)
+            return bool(self._damage)
         return UNPACKING in names or all(name.startswith(UNPACKING) for name in names)
+
+    def _claim(self, taken_over: bool) -> None:
+        """Make sure of the in-progress marker, clear away what is there, and begin a manifest."""
+        if self._damage:
+            warn("{} is damaged: {}; unpacking again".format(os.fsdecode(self.path), self._damage))
+            os.unlink(self.path + b"/" + MARKER)
+        if taken_over or self._damage:
+            with self._report.phase("clear"):
+                self._empty()
+        flush(self.descriptor)
+        self.manifest = Manifest(self.path)
 
     def _empty(self) -> None:
         empty(self.descriptor, keep=UNPACKING, threads=min(usable(), 4))
@@ -155,3 +200,15 @@ class Target:
                 os.rmdir(self.path)
         except OSError:
             pass  # what cannot be removed now is cleared by the next run: the marker says so
+
+
+def flush(directory: int) -> None:
+    """Force a directory's entries to the disk, where its file system can do that.
+
+    Raises OSError.
+    """
+    try:
+        os.fsync(directory)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise  # of network file systems that know no such thing

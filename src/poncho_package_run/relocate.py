@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Edits = List[Tuple[bytes, bool]]
     Piece = Tuple[int, bytes]
+    Rewritten = Callable[[bytes, int, List[Piece]], None]
 
 SCRIPT = b"bin/conda-unpack"
 _ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -30,8 +31,12 @@ _SHEBANG_LIMIT = 127
 _WINDOW = 8 << 20
 
 
-def relocate(prefix: bytes) -> int:
+def relocate(prefix: bytes, rewritten: "Optional[Rewritten]" = None) -> int:
     """Relocate a fresh environment to the path where it lies; the number of its records.
+
+    Args:
+        prefix: its path, absolute.
+        rewritten: told of every file that was changed (see ``Manifest.rewritten``).
 
     Raises:
         ArchiveError, RelocationError: see Relocation; nothing has been written then.
@@ -42,7 +47,7 @@ def relocate(prefix: bytes) -> int:
         relocation = Relocation(directory, prefix)
         try:
             relocation.check()
-            relocation.apply()
+            relocation.apply(rewritten)
         except OSError as error:
             raise failure(error, error.filename or b"bin/conda-unpack", directory)
         finally:
@@ -108,7 +113,7 @@ class Relocation:
                             )
                         )
 
-    def apply(self) -> int:
+    def apply(self, rewritten: "Optional[Rewritten]" = None) -> int:
         """Rewrite the files in place; for a tree that no one else can see or use yet.
 
         In place, so that hard links stay links.  Returns how many changed.
@@ -122,6 +127,8 @@ class Relocation:
                 end = _write(output, pieces)
                 if whole:
                     os.ftruncate(output, end)
+            if rewritten is not None:
+                rewritten(self._prefix + b"/" + path, handle, pieces)
             count += 1
         return count
 
@@ -135,8 +142,16 @@ class Relocation:
             The path of the n-th changed file, for each.
         """
         changed: List[bytes] = []
-        for path, handle, status, pieces, whole in self._changes():
-            output = os.open(name_of(len(changed)), _ANEW, 0o600)
+        staged: Dict[tuple, bytes] = {}
+        for path, handle, status, pieces, whole in self._changes(in_place=False):
+            new = name_of(len(changed))
+            changed.append(path)
+            # Names of one file stay names of one file, if they are rewritten alike.
+            key = (status.st_dev, status.st_ino, tuple(self._files[path]))
+            if staged.setdefault(key, new) != new:
+                os.link(staged[key], new)
+                continue
+            output = os.open(new, _ANEW, 0o600)
             try:
                 if not whole:
                     _copy(handle, output)
@@ -144,13 +159,14 @@ class Relocation:
                 os.fchmod(output, stat.S_IMODE(status.st_mode) & 0o777)
             finally:
                 os.close(output)
-            changed.append(path)
         return changed
 
     def close(self) -> None:
         self._directories.close()
 
-    def _changes(self) -> "Iterator[Tuple[bytes, int, os.stat_result, List[Piece], bool]]":
+    def _changes(
+        self, in_place: bool = True
+    ) -> "Iterator[Tuple[bytes, int, os.stat_result, List[Piece], bool]]":
         """(path, open file, its status, [(offset, bytes)], are they all of it) of each change."""
         done: Dict[Tuple[int, int], Edits] = {}
         for path, edits in self._files.items():
@@ -159,7 +175,7 @@ class Relocation:
                 continue
             try:
                 status = os.fstat(handle)
-                if status.st_nlink > 1:
+                if in_place and status.st_nlink > 1:
                     # Another name of a file that was rewritten already: the new prefix may
                     # hold the placeholder, and would be replaced once more.
                     before = done.setdefault((status.st_dev, status.st_ino), [])

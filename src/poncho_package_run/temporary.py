@@ -32,11 +32,14 @@ class Temporary:
     Attributes:
         path (bytes): absolute and real.
         descriptor (int): the directory, open, with the lease; inherited by the command.
+        manifest (None): what is removed at the end is not worth a record.
 
     Raises:
         CannotCreate: TMPDIR does not exist or may not be written.
         InputOutputError: it is full.
     """
+
+    manifest = None
 
     def __init__(self, report: "Report") -> None:
         self._report = report

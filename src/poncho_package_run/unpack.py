@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, Iterable, Optional, Tuple
 
+    from .manifest import Manifest
+
 _REWRITE = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # Creating a file takes some 10 microseconds on a local file system and a millisecond over a
@@ -47,16 +49,20 @@ class Tree:
         directory: descriptor of the target; it stays open.
         reserved: the names directly below the target that begin like this are the tool's
             own; members of such names are passed over.
+        manifest: told of every file, if there is one.
 
     Attributes:
         files, bytes (int): what has been unpacked.
     """
 
-    def __init__(self, directory: int, reserved: bytes) -> None:
+    def __init__(
+        self, directory: int, reserved: bytes, manifest: "Optional[Manifest]" = None
+    ) -> None:
         self.files = 0
         self.bytes = 0
         self._root = directory
         self._reserved = reserved
+        self._manifest = manifest
         self._directories = Directories(directory)
         self._directories.flush = self._drain  # type: ignore[method-assign]
         self._symlinks: Dict[bytes, _Symlink] = {}
@@ -102,6 +108,8 @@ class Tree:
             self._drain()
             for path, link in self._symlinks.items():
                 self._make_symlink(path, link)
+                if self._manifest is not None:
+                    self._manifest.made(path)
         except OSError as error:
             raise failure(error, path, self._root)
         finally:
@@ -139,11 +147,11 @@ class Tree:
             return
         self.files += 1
         self.bytes += member.size
-        if self._symlinks:
-            # The last member of a name wins.
-            if b"./" in path or b"//" in path:
-                path = b"/".join(components(path))
-            self._symlinks.pop(path, None)
+        if b"./" in path or b"//" in path:
+            path = b"/".join(components(path))
+        self._symlinks.pop(path, None)  # the last member of a name wins
+        if self._manifest is not None:
+            member.body = self._manifest.sampled(path, member)
         if self._pool is not None:
             self._pool.write(descriptor, name, member)
             return
@@ -209,6 +217,8 @@ class Tree:
             if not stat.S_ISDIR(os.lstat(name, dir_fd=descriptor).st_mode):
                 os.unlink(name, dir_fd=descriptor)
                 os.mkdir(name, 0o777, dir_fd=descriptor)
+                if self._manifest is not None:
+                    self._manifest.made(path)
         self._attributes[parts] = (member.mode, member.mtime_ns)
 
     def _symlink(self, member: Member) -> None:
@@ -278,6 +288,8 @@ class Tree:
         if path != target:
             self._parent(parent, path)
             self._link(target, path)
+            if self._manifest is not None:
+                target = self._manifest.linked(path, target)
         if member.size:
             # conda-pack's defect: the body is that of the one file that both names have.
             descriptor = self._parent(parent, path)
@@ -285,6 +297,8 @@ class Tree:
                 os.chmod(name, status.st_mode | 0o200, dir_fd=descriptor)
             handle = os.open(name, _REWRITE, dir_fd=descriptor)
             os.fchmod(handle, stat.S_IMODE(status.st_mode))
+            if self._manifest is not None:
+                member.body = self._manifest.sampled(target, member)
             write(handle, member)
 
     def _link(self, existing: bytes, path: bytes) -> None:
