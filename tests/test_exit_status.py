@@ -217,7 +217,8 @@ class Test74ReadingOrWriting:
         # Not the first ones, which are the interpreter's.
         calls, log = "write,pwrite64,writev,pwritev", tmp_path / "trace"
         wrapper = tracing.failing(calls, error, when="3+", log=log)
-        result = run("-e", environment.archive("tar", scripts=False), *place, "true", wrapper=wrapper)
+        archive = environment.archive("tar", scripts=False)
+        result = run("-e", archive, *place, "true", wrapper=wrapper)
         # The message itself is written with the same call, and lost.
         assert result.returncode == 74
         assert result.stdout == b""
