@@ -42,7 +42,8 @@ def is_complete(directory: bytes, archive: "Optional[bytes]") -> bool:
                 status.st_mtime_ns,
                 status.st_size,
             )
-        if same in marker and b'"prefix": "%s"' % directory in marker:
+        prefix = b'"prefix": "' + directory
+        if same in marker and (prefix + b'"' in marker or prefix + b"/" in marker):
             if ON_DISK in marker:
                 return True
             with open("/proc/sys/kernel/random/boot_id", "rb", 0) as file:
@@ -53,6 +54,13 @@ def is_complete(directory: bytes, archive: "Optional[bytes]") -> bool:
     from .verify import verify
 
     return verify(marker, directory, archive)
+
+
+def is_settled(directory: bytes) -> bool:
+    """Whether a directory that is used where it is has been relocated, or needs not be."""
+    if is_complete(directory, None):
+        return True
+    return not os.path.exists(prefix_in(directory) + b"/bin/conda-unpack")
 
 
 def prefix_in(directory: bytes) -> bytes:

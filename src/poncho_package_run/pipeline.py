@@ -16,11 +16,11 @@ def run(options: "Options") -> int:
     Returns:
         The exit status, unless this process becomes the command.
     """
-    from .completion import is_complete, prefix_in
+    from .completion import is_complete, is_settled, prefix_in
 
     if os.path.isdir(options.environment):
         directory = os.path.realpath(options.environment)
-        if options.unpack_to or options.debug or not is_complete(directory, None):
+        if options.unpack_to or options.debug or not is_settled(directory):
             from .adopt import adopt
             from .report import Report
 
