@@ -360,7 +360,7 @@ def ended_pid():
 
 def test_an_empty_directory_is_marked_before_the_lock_is_handed_out(target):
     directory = os.fsencode(target)
-    with lock.acquire(directory, 0, vacant=lambda: marker.is_vacant(directory)) as held:
+    with lock.acquire(directory, 0, vacant=lambda: unpacker.is_vacant(directory)) as held:
         assert held.marked
         assert not held.taken_over
         assert json.loads((target / MARKER).read_bytes()) == holder.describe()
@@ -371,7 +371,7 @@ def test_an_empty_directory_is_marked_before_the_lock_is_handed_out(target):
 def test_a_filled_directory_is_not_marked(target):
     directory = os.fsencode(target)
     (target / "something").write_text("")
-    with lock.acquire(directory, 0, vacant=lambda: marker.is_vacant(directory)) as held:
+    with lock.acquire(directory, 0, vacant=lambda: unpacker.is_vacant(directory)) as held:
         assert not held.marked
     assert os.listdir(target) == ["something"]
 
@@ -384,13 +384,6 @@ def test_a_marker_set_after_the_work_was_done_is_taken_back(target):
 
     assert lock.acquire(directory, 0, published, vacant=lambda: True) is None
     assert os.listdir(target) == []
-
-
-def test_what_a_late_successor_leaves_does_not_fill_a_directory(target):
-    (target / (MARKER + ".77-1-ab")).symlink_to("anything")
-    assert marker.is_vacant(os.fsencode(target))
-    (target / "bin").mkdir()
-    assert not marker.is_vacant(os.fsencode(target))
 
 
 def test_a_living_process_of_another_way_is_waited_for(target):
@@ -425,7 +418,7 @@ def test_silence_counts_from_the_last_proof_of_life(target, monkeypatch):
     monkeypatch.setattr(marker, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(holder, "is_alive", lambda theirs: alive[0])
     mark(target, pid=os.getppid(), host="elsewhere")
-    watched = marker.Marker(os.fsencode(target))
+    watched = marker.Marker(os.fsencode(target), completion.UNPACKING)
     for now[0] in (1000.0, 2000.0):
         assert not watched.is_free()
     alive[0] = False

@@ -173,7 +173,7 @@ def unpack(process):
         process.pause()
         if os.path.exists(world.entry(COMPLETE)):
             return
-        mark = marker.Marker(world.directory)
+        mark = marker.Marker(world.directory, UNPACKING)
         if mark.is_free() and not os.path.exists(world.entry(COMPLETE)) and mark.take():
             if os.path.exists(world.entry(COMPLETE)):
                 mark.remove()

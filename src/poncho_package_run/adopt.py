@@ -10,7 +10,7 @@ import json
 import os
 
 from . import verify
-from .completion import MARKER, OURS, is_complete, prefix_in
+from .completion import MARKER, OURS, RELOCATING, is_complete, prefix_in
 from .errors import CannotCreate, InputOutputError
 from .failures import failure
 from .lock import acquire
@@ -59,6 +59,8 @@ def adopt(options: "Options", directory: bytes, report: "Report") -> None:
                 options.wait_for_lock,
                 lambda: os.path.exists(marker),
                 report.waiting_for(options.wait_for_lock),
+                lambda: True,
+                RELOCATING,
             )
         except CannotCreate:
             return  # no lock to be had here: as if it could not be written
@@ -66,7 +68,10 @@ def adopt(options: "Options", directory: bytes, report: "Report") -> None:
             return
         with lock:
             try:
-                _relocate(directory, prefix, report)
+                try:
+                    _relocate(directory, prefix, report)
+                finally:
+                    lock.unmark()
             except OSError as error:
                 raise failure(error, error.filename or directory, -1)
 
@@ -125,7 +130,9 @@ def _relocate(directory: bytes, prefix: bytes, report: "Report") -> None:
                 pass  # a run before this one got so far
         verify.put(done, verify.facts(prefix, directory, None, None, None))
         os.unlink(plan)
-    os.rename(done, directory + b"/" + MARKER)
+    # Over the marker of this work first, so that no process ever sees neither.
+    os.rename(done, directory + b"/" + RELOCATING)
+    os.rename(directory + b"/" + RELOCATING, directory + b"/" + MARKER)
 
 
 def _stage(directory: bytes, prefix: bytes, report: "Report") -> "List[bytes]":

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 # The name of the CCTools script's marker: what either has unpacked is complete to both.
 MARKER = b".poncho_package_run_expanded"
 UNPACKING = b".poncho_package_run_unpacking"
+RELOCATING = b".poncho_package_run_adopting"
 
 # Files of ours in the directory have names that begin like this.
 OURS = b".poncho_package_run_"

@@ -7,7 +7,7 @@ ends every wait at once, where blocked waiters would have to go through the lock
 (a client that lost its lock server, two nodes with different mount options), or grant it to
 two (locks local to a node).  Two processes A and B may therefore hold "the lock" in different
 ways.  What decides then is the in-progress marker, which ``acquire`` sets before it returns if
-it is told by ``vacant`` that there is something to unpack.  Race by race:
+it is told by ``vacant`` that there is something to do.  Race by race:
 
 * A and B find DIR empty at once: the marker is made with O_EXCL. B waits for A.
 * B is granted a lock while A unpacks: the marker names A, and A lives (same host) or touches it
@@ -21,8 +21,8 @@ it is told by ``vacant`` that there is something to unpack.  Race by race:
   publishes. Its last writes may still fall into B's tree: the one race that remains, and only
   where neither a lock nor /proc reaches across.
 
-Without ``vacant`` the exclusion is that of the lock alone, and of the unpackings' markers. The
-CCTools script sets no marker: against it only the flock counts, which is the one it takes.
+Without ``vacant`` the exclusion is that of the lock alone, and of others' markers. The CCTools
+script sets no marker: against it only the flock counts, which is the one it takes.
 """
 
 import errno
@@ -30,6 +30,7 @@ import os
 import time
 
 from . import errors, holder, lockfile, marker
+from .completion import UNPACKING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,6 +64,11 @@ class Lock:
         """
         return self._marker.is_ours()
 
+    def unmark(self) -> None:
+        """Remove the marker, unless it is gone already or another's. Raises OSError."""
+        if self.is_ours():
+            self._marker.remove()
+
     def release(self) -> None:
         """Give the lock back (once; more often does nothing). The marker stays as it is."""
         self._marker.stop()
@@ -81,6 +87,7 @@ def acquire(
     published: "Optional[Callable[[], bool]]" = None,
     waiting: "Optional[Callable[[Optional[Holder], float], object]]" = None,
     vacant: "Optional[Callable[[], bool]]" = None,
+    name: bytes = UNPACKING,
 ) -> "Optional[Lock]":
     """Wait for the lock on ``directory``, which exists.
 
@@ -89,8 +96,10 @@ def acquire(
         seconds: how long to wait; 0 tries once.
         published: asked between tries, and once more with the lock held: is it done already?
         waiting: called about once a second, with the holder if known and the seconds waited.
-        vacant: asked with the lock held: is there nothing in ``directory`` that is to be kept
-            (see ``marker.is_vacant``)? If so, the marker is set first (``Lock.marked``).
+        vacant: asked with the lock held: is there something to do, because ``directory`` holds
+            nothing, or nothing but entries whose names begin with ``name``, or what a dead
+            process left? If so, the marker is set before the lock is returned.
+        name: the marker's.
     Returns:
         The lock, or None as soon as ``published`` is true, with nothing held and nothing left.
     Raises:
@@ -100,7 +109,7 @@ def acquire(
         InputOutputError: the same, for a disk error, a full disk or a used-up quota.
     """
     done = published or (lambda: False)
-    mark = marker.Marker(directory)
+    mark = marker.Marker(directory, name)
     ways = lockfile.ways(directory)
     start = told = time.monotonic()
     lock = None

@@ -1,4 +1,4 @@
-"""The in-progress marker: who is unpacking into a directory, and what outlives his death.
+"""The in-progress marker: who is at work in a directory, and what outlives his death.
 
 A regular file in the directory, made with O_EXCL before anything else and there until the
 completion marker replaces it.  It holds JSON, with a holder in it.  It decides who
@@ -19,7 +19,6 @@ import threading
 import time
 
 from . import claim, holder
-from .completion import UNPACKING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,26 +33,17 @@ SILENCE = 10.0
 SILENCE_EMPTY = 2.0
 
 
-def is_vacant(directory: bytes) -> bool:
-    """Whether there is nothing to keep: no entry, or the marker of a dead unpacking and its tree.
-
-    Only with the lock held does the answer last.  Raises OSError.
-    """
-    names = os.listdir(directory)
-    # A process may be gone that wanted to succeed to a marker that is gone by now.
-    return UNPACKING in names or all(name.startswith(UNPACKING) for name in names)
-
-
 class Marker:
-    """The in-progress marker of ``directory``.
+    """The in-progress marker of ``directory``, under the name ``name``.
 
     Attributes:
         taken_over (bool): ``take`` replaced a dead process's marker; what it left is here.
     """
 
-    def __init__(self, directory: bytes) -> None:
+    def __init__(self, directory: bytes, name: bytes) -> None:
         self._directory = directory
-        self._path = os.path.join(directory, UNPACKING)
+        self._name = name
+        self._path = os.path.join(directory, name)
         self.taken_over = False
         self._line = holder.encode(holder.describe()) + b"\n"
         self._seen: Optional[Tuple[bytes, int, int]] = None
@@ -111,7 +101,7 @@ class Marker:
         return seen is not None and seen[0] == self._line
 
     def remove(self) -> None:
-        """Take the marker back: nothing was begun under it. Raises OSError."""
+        """Remove the marker: nothing is half done under it any more. Raises OSError."""
         self.stop()
         os.unlink(self._path)
 
@@ -150,7 +140,7 @@ class Marker:
             # What is left of other successions was begun by the dead, or by those who came
             # second: these find the marker changed, or their own file gone, and give way.
             for name in os.listdir(self._directory):
-                if name.startswith(UNPACKING + b"."):
+                if name.startswith(self._name + b"."):
                     claim.give_up(os.path.join(self._directory, name))
         return self.taken_over
 

@@ -194,8 +194,10 @@ class Target:
     def _restore(self) -> None:
         """Leave the directory as it was found: empty, or not there; the marker goes last."""
         try:
+            if self._lock is None or not self._lock.is_ours():
+                return  # another process has taken over, and what is here is its work
             self._empty()
-            os.unlink(self.path + b"/" + UNPACKING)
+            self._lock.unmark()
             if self._made:
                 os.rmdir(self.path)
         except OSError:

@@ -24,6 +24,11 @@ def is_complete(directory):
     return os.path.exists(os.path.join(directory, COMPLETE))
 
 
+def is_vacant(directory):
+    names = os.listdir(directory)
+    return UNPACKING in names or all(name.startswith(UNPACKING) for name in names)
+
+
 def unpack(directory, held, options):
     """Make the members, each of which must be missing: two at work here would meet."""
     if held.taken_over:
@@ -47,7 +52,7 @@ def prepare(directory, options):
         options.wait,
         published=lambda: is_complete(directory),
         waiting=lambda owner, waited: print("waiting", owner and owner["pid"], flush=True),
-        vacant=None if options.only_lock else lambda: marker.is_vacant(directory),
+        vacant=None if options.only_lock else lambda: is_vacant(directory),
     )
     if held is None:
         return "found complete"
