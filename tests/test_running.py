@@ -302,8 +302,8 @@ class TestTerminal:
 
     def test_14_ctrl_z_and_fg(self, shell, place, tmp_path):
         words = " ".join(map(str, place))
-        script = 'trap "echo interrupted; exit 9" INT; echo $$; while :; do sleep 0.02; done'
-        shell.send(f"$TOOL {words} sh -c '{script}'\n")
+        # Not a loop in sh: a program that is stopped between its vfork and exec cannot be.
+        shell.send(f"$TOOL {words} sh -c 'echo $$; exec sleep 60'\n")
         command = int(shell.expect("[0-9]+").split()[-1])
         group = os.getpgid(command)
         for _ in range(3):
@@ -314,9 +314,8 @@ class TestTerminal:
             shell.send("fg\n")
             wait_for(lambda: state_of(command) != "T", what="the command to continue")
         shell.send("\x03")
-        shell.expect("interrupted")
         shell.send("echo again $?\n")
-        shell.expect("again 9")
+        shell.expect("again 130")
         assert left(tmp_path) == []
 
     def test_15_writing_in_the_background(self, shell, place):
