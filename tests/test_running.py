@@ -627,10 +627,12 @@ class TestEnding:
         time.sleep(0.2)
         assert tool.poll() is None
 
+    # Three system calls of the removal take their time.
+    SLOW = "inject=unlinkat,rmdir:delay_enter=300000:when=1..3"
+
     @pytest.mark.parametrize("names", [["TERM"], ["INT", "INT", "TERM"]], ids="+".join)
     def test_43_signals_while_removing(self, spawn, tiny, tmp_path, names):
-        slow = "inject=unlinkat,rmdir:delay_enter=300000:when=1..3"
-        tool = spawn("-e", tiny, "echo", "done", wrapper=tracing.strace("-e", slow))
+        tool = spawn("-e", tiny, "echo", "done", wrapper=tracing.strace("-e", self.SLOW))
         assert line_of(tool) == "done"
         (python,) = children_of(tool.pid)
         wait_for(lambda: not children_of(python), what="the command to end")
@@ -640,4 +642,15 @@ class TestEnding:
             time.sleep(0.05)
         tool.wait(60)
         assert status_of(tool) == 128 + number_of(names[0])
+        assert left(tmp_path) == []
+
+    def test_44_a_signal_while_removing_after_no_command(self, spawn, tiny, tmp_path):
+        tool = spawn("-e", tiny, wrapper=tracing.strace("-e", self.SLOW))
+        last = "*/lib/data-link.txt"
+        wait_for(lambda: list((tmp_path / "tmp").glob(last)), what="unpacking to end")
+        (python,) = children_of(tool.pid)
+        time.sleep(0.4)
+        os.kill(python, signal.SIGTERM)
+        tool.wait(60)
+        assert status_of(tool) == 143
         assert left(tmp_path) == []
