@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -458,7 +459,9 @@ class TestScripts:
         (tmp_path / "startup").write_text("echo startup\n")
         prefix.script("a.sh", "echo script; exit 1\n")
         env = {"BASH_ENV": str(tmp_path / "startup")}
-        words = ["-e", prefix.path, need("bash"), "-c", "echo command"]
+        # A copy, because where there is to be no bash the system's own cannot be seen.
+        shutil.copy(need("bash"), tmp_path / "copy")
+        words = ["-e", prefix.path, tmp_path / "copy", "-c", "echo command"]
         result = run(*words, env=env, wrapper=shell, check=True)
         assert result.stdout == b"startup\ncommand\n"
         assert result.stderr.count(b"startup") == 0

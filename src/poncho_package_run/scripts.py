@@ -40,7 +40,8 @@ trap '_ppr_resume %(words)s' EXIT
 { set +aefuvx; } 2>/dev/null
 fi
 """
-# The last trap is for an exec that fails: the command is there, but cannot be executed.
+# The last trap is for an exec that fails, as is "execfail" in bash, which forgets its traps
+# before it tries: the command is there, but cannot be executed.
 _END = b"""
 shift 2
 unset -v PWD OLDPWD PS1 PS2 PS4 _ppr_status _ppr_program _ppr_done _ppr_script
@@ -67,6 +68,7 @@ exec >%(messages)s
 """
 _BASH_END = b"""
 set +o posix
+shopt -s execfail
 trap - INT
 set -- "${_ppr_words[@]}"
 exec %(output)s
@@ -149,7 +151,7 @@ def shell_command(prefix: bytes, scripts: list, command: list, environ: dict) ->
     lines += [b"trap - EXIT", _go_back(), _check(command[0]), _END]
     assignments = [name + b"=" + _quoted(value) for name, value in restored.items()]
     assignments.append(b'exec -- "$@"' if bash else b'exec "$@"')
-    lines.append(b" ".join(assignments))
+    lines += [b" ".join(assignments), b"exit 126"]
     if carried and b"=" not in command[0]:
         pairs = [name + b"=" + value for name, value in carried.items()]
         command = [b"/usr/bin/env", *pairs, *command]

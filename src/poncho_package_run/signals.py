@@ -79,7 +79,7 @@ def numbers(excluded: list) -> list:
         excluded: names without "SIG"; those that a system does not have are passed over.
     """
     without = {getattr(signal, "SIG" + name, 0) for name in excluded}
-    # The C library keeps those between the last of these and SIGRTMIN for itself.
-    named = {int(each) for each in signal.Signals}
+    # Not signal.Signals, which lacks some in older versions.  Between 31 and SIGRTMIN the C
+    # library has signals of its own.
     real_time = range(getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1) + 1)
-    return sorted(named.union(real_time) - without)
+    return [number for number in [*range(1, 32), *real_time] if number not in without]

@@ -1,5 +1,6 @@
 """Waiting for the command: signals are forwarded to it, and it is reaped."""
 
+import fcntl
 import os
 import signal
 
@@ -17,6 +18,8 @@ _KEPT = [*FAULTS, "CHLD", "KILL", "STOP", "TTIN", "TTOU"]
 
 # si_code of a signal that the kernel itself sends: SI_KERNEL of Linux and of FreeBSD.
 _SI_KERNEL = (0x80, 0x10006)
+
+_CHANGES = os.WNOHANG | os.WUNTRACED | os.WCONTINUED
 
 _TEXT = ("utf-8", "surrogateescape")
 
@@ -83,7 +86,9 @@ def _become(command: list, environ: dict, mask: set, lease: "Optional[int]") -> 
             # A handler of ours must not run in the child once the mask lets signals through.
             signal.signal(number, signal.SIG_DFL)
     if lease is not None:
-        os.set_inheritable(lease, True)
+        # Where the caller has closed it the lease may be standard input.  The copy is inherited,
+        # and out of the way of descriptors that are passed by number.
+        fcntl.fcntl(lease, fcntl.F_DUPFD, 10)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     execute(command, environ)
 
@@ -94,20 +99,28 @@ def _wait(child: int, forwarded: list) -> int:
         number, code = _next([*forwarded, signal.SIGCHLD])
         if number != signal.SIGCHLD:
             if not _is_from_terminal(number, code, child):
-                try:
-                    os.kill(child, number)  # not yet reaped, so the number is still its own
-                except PermissionError:
-                    continue  # it has become another user (sudo); we cannot signal that
+                _send(child, number)
             continue
-        pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
-        if not pid:
-            continue
-        if os.WIFSTOPPED(status):
-            _stop(os.WSTOPSIG(status))
-        elif os.WIFEXITED(status):
-            return os.WEXITSTATUS(status)
-        else:
-            return 128 + os.WTERMSIG(status)
+        changed, status = os.waitpid(child, _CHANGES)
+        while changed:
+            if os.WIFEXITED(status):
+                return os.WEXITSTATUS(status)
+            if os.WIFSIGNALED(status):
+                return 128 + os.WTERMSIG(status)
+            stopped = os.WIFSTOPPED(status)
+            if stopped:
+                _stop(os.WSTOPSIG(status))
+            changed, status = os.waitpid(child, _CHANGES)
+            if stopped and not changed:
+                # We were continued, but not as a member of our group, or it would be too.
+                _send(child, signal.SIGCONT)
+
+
+def _send(child: int, number: int) -> None:
+    try:
+        os.kill(child, number)  # it is not yet reaped, so the number is still its own
+    except PermissionError:
+        pass  # it has become another user (sudo), and no one but that user can signal it
 
 
 def _next(numbers: list) -> tuple:
@@ -136,15 +149,19 @@ def _is_from_terminal(number: int, code: "Optional[int]", child: int) -> bool:
 
 
 def _stop(number: int) -> None:
-    """Stop like the child, so that the shell that waits for us sees its job stopped."""
-    if signal.SIGCONT in signal.sigpending():
-        return  # the child is being continued too, and this is old news
-    if number == signal.SIGSTOP:
-        os.kill(os.getpid(), number)
-        return
-    handler = signal.signal(number, signal.SIG_DFL)
-    # Sent while blocked, it is one with that which the terminal may have sent us already.
-    os.kill(os.getpid(), number)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
-    signal.signal(number, handler)
+    """Stop like the child, so that the shell that waits for us sees its job stopped.
+
+    Returns when we are continued, with that SIGCONT taken.
+    """
+    if signal.SIGCONT not in signal.sigpending():
+        if number == signal.SIGSTOP:
+            os.kill(os.getpid(), number)
+        else:
+            handler = signal.signal(number, signal.SIG_DFL)
+            # Sent while blocked, it is one with that which a terminal may have sent us already.
+            os.kill(os.getpid(), number)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+            signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+            signal.signal(number, handler)
+    if hasattr(signal, "sigtimedwait"):
+        signal.sigtimedwait([signal.SIGCONT], 0)

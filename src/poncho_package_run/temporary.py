@@ -15,6 +15,7 @@ import stat
 from .cores import usable
 from .errors import CannotCreate, Failure, InputOutputError
 from .remove import empty
+from .signals import postpone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Temporary:
         return self
 
     def __exit__(self, *_: object) -> None:
+        postpone()
         with self._report.phase("remove"):
             _remove(self.path, self.descriptor)
 
