@@ -54,6 +54,7 @@ class Directories:
         for index in range(depth, len(parts)):
             name = parts[index]
             if create:
+                self.creating(descriptor, name)
                 try:
                     os.mkdir(name, 0o777, dir_fd=descriptor)
                 except FileExistsError:
@@ -77,6 +78,9 @@ class Directories:
             os.close(self._open.pop(parts))
         # A spelling is cheap to find again; which ones lead to what was closed is not.
         self._spelled = {b"": self._root}
+
+    def creating(self, descriptor: int, name: bytes) -> None:
+        """Called before a directory is made; whoever writes a file of its name waits here."""
 
     def flush(self) -> None:
         """Called before descriptors are closed; whoever uses them in threads waits here."""

@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, Iterable, Optional, Tuple
 
+    from .errors import Failure
     from .manifest import Manifest
 
 _REWRITE = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -65,6 +66,7 @@ class Tree:
         self._manifest = manifest
         self._directories = Directories(directory)
         self._directories.flush = self._drain  # type: ignore[method-assign]
+        self._directories.creating = self._settle  # type: ignore[method-assign]
         self._symlinks: Dict[bytes, _Symlink] = {}
         self._attributes: Dict[tuple, Tuple[int, Optional[int]]] = {}
         self._umask = os.umask(0o077)
@@ -93,7 +95,7 @@ class Tree:
         """
         path = b""
         if writers:
-            self._pool = Writers(writers, self._create)
+            self._pool = Writers(writers, self._create_in_thread, self._failure)
         try:
             for member in members:
                 path = member.path
@@ -153,8 +155,10 @@ class Tree:
         if self._manifest is not None:
             member.body = self._manifest.sampled(path, member)
         if self._pool is not None:
-            self._pool.write(descriptor, name, member)
-            return
+            if member.detached:
+                self._pool.write(descriptor, name, member)
+                return
+            self._drain()
         began = time.perf_counter()
         handle = self._create(descriptor, name, member)
         seconds = time.perf_counter() - began
@@ -162,8 +166,8 @@ class Tree:
         if seconds < self._quickest:
             self._quickest = seconds
         if not self.files % _SAMPLES:
-            if self._quickest > _SLOW_SECONDS:
-                self._pool = Writers(_SLOW_WRITERS, self._create)
+            if self._quickest > _SLOW_SECONDS and self._pool is None:
+                self._pool = Writers(_SLOW_WRITERS, self._create_in_thread, self._failure)
             self._quickest = 1.0
 
     def _create(self, descriptor: int, name: bytes, member: Member) -> int:
@@ -182,9 +186,34 @@ class Tree:
             os.rmdir(name, dir_fd=descriptor)
             self._removed_directory = True
 
-    def _drain(self) -> None:
+    def _create_in_thread(self, descriptor: int, name: bytes, member: Member) -> int:
+        """The same, but a directory does not give way while others may write into it."""
+        try:
+            return create(descriptor, name, member.mode)
+        except FileExistsError:
+            pass
+        try:
+            os.unlink(name, dir_fd=descriptor)
+        except PermissionError:  # EPERM is POSIX's word for a directory
+            raise IsADirectoryError
+        return create(descriptor, name, member.mode)
+
+    def _failure(self, error: OSError, path: bytes) -> "Failure":
+        return failure(error, path, self._root)
+
+    def _settle(self, descriptor: int, name: bytes) -> None:
+        """No file of this name is under way any more."""
         if self._pool is not None:
-            self._pool.drain()
+            self._pool.settle(descriptor, name)
+
+    def _drain(self) -> None:
+        """All that was begun is written."""
+        if self._pool is not None:
+            for descriptor, name, member in self._pool.drain():
+                try:
+                    write(self._create(descriptor, name, member), member)
+                except OSError as error:
+                    raise self._failure(error, member.path)
 
     def _parent(self, parent: bytes, path: bytes) -> int:
         """The descriptor of a member's directory, made if need be."""
@@ -210,6 +239,7 @@ class Tree:
         self._symlinks.pop(path, None)
         parent, _, name = path.rpartition(b"/")
         descriptor = self._parent(parent, path)
+        self._settle(descriptor, name)
         try:
             os.mkdir(name, 0o777, dir_fd=descriptor)
         except FileExistsError:

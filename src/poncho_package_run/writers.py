@@ -8,9 +8,11 @@ from .archive.member import Member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Optional
+    from typing import Callable, List, Optional, Tuple
 
     Create = Callable[[int, bytes, Member], int]
+    Failed = Callable[[OSError, bytes], Exception]
+    Task = Tuple[int, bytes, Member]
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -39,18 +41,23 @@ def write(handle: int, member: Member) -> None:
 
 
 class Writers:
-    """Threads that write detached bodies; others are written at once by the caller.
+    """Threads that write detached bodies.
 
     No two files of one name are ever under way at the same time, so that the last member of
-    a name wins here as well.
+    a name wins here as well.  A file in whose place there is a directory is put off until
+    all others are written: they may be on their way into that directory.
 
     Args:
         count: how many threads.
-        create: opens a new file, given its directory, its name and the member.
+        create: opens a new file, given its directory, its name and the member;
+            IsADirectoryError puts it off.
+        failed: what to raise for an error of the system, given the member's path.
     """
 
-    def __init__(self, count: int, create: "Create") -> None:
+    def __init__(self, count: int, create: "Create", failed: "Failed") -> None:
         self._create = create
+        self._failed = failed
+        self._put_off: List[Task] = []
         self._changed = threading.Condition()
         self._tasks: deque = deque()
         self._names: set = set()
@@ -65,12 +72,8 @@ class Writers:
         """Have a file written.
 
         Raises:
-            OSError, Failure: what an earlier file met.
+            Failure: what an earlier file met.
         """
-        if not member.detached:
-            self.drain()
-            write(self._create(directory, name, member), member)
-            return
         key = (directory, name)
         with self._changed:
             while not self._error and (
@@ -88,12 +91,21 @@ class Writers:
             self._waiting += member.size
             self._changed.notify_all()
 
-    def drain(self) -> None:
-        """Wait until all is written, and raise what went wrong."""
+    def settle(self, directory: int, name: bytes) -> None:
+        """Wait until no file of this name is under way, and raise what went wrong."""
+        with self._changed:
+            while (directory, name) in self._names and not self._error:
+                self._changed.wait()
+            self._raise()
+
+    def drain(self) -> "List[Task]":
+        """Wait until all is written; raise what went wrong, or return what was put off."""
         with self._changed:
             while self._names and not self._error:
                 self._changed.wait()
             self._raise()
+            put_off, self._put_off = self._put_off, []
+            return put_off
 
     def close(self) -> None:
         """End the threads; what has not been begun is dropped."""
@@ -103,6 +115,9 @@ class Writers:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        # Of what was dropped nobody would ever be done, and an error is told once.
+        self._names.clear()
+        self._error = None
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -116,12 +131,20 @@ class Writers:
                 if self._closed:
                     return
                 directory, name, member = self._tasks.popleft()
+            failure: Optional[BaseException] = None
+            put_off = False
             try:
                 write(self._create(directory, name, member), member)
-            except BaseException as error:  # raised in the caller, by write or drain
-                with self._changed:
-                    self._error = self._error or error
+            except IsADirectoryError:
+                put_off = True
+            except OSError as error:
+                failure = self._failed(error, member.path)
+            except BaseException as error:
+                failure = error
             with self._changed:
+                if put_off:
+                    self._put_off.append((directory, name, member))
+                self._error = self._error or failure  # raised in the caller, by what it calls next
                 self._names.discard((directory, name))
                 self._waiting -= member.size
                 self._changed.notify_all()

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 STORED, DEFLATED = 0, 8
-UNIX = 3
+MS_DOS, UNIX = 0, 3
+UTF8, DESCRIPTOR_FOLLOWS = 1 << 11, 1 << 3
 
 
 @dataclass
 class Entry:
     """One file of a zip archive. What is None follows from the rest.
 
-    ``mode`` is the whole st_mode, with the type bits; ``local_name``, ``local_crc``,
-    ``local_compressed`` and ``local_size`` make the local header differ from the central one.
+    ``mode`` is the whole st_mode, with the type bits; ``host`` the system that made the entry;
+    what begins with ``local`` makes the local header differ from the central one.
     """
 
     name: bytes
@@ -27,6 +28,7 @@ class Entry:
     mode: int = stat.S_IFREG | 0o644
     method: int = STORED
     flags: int = 0
+    host: int = UNIX
     time: int = 0
     date: int = 0x5821
     extra: bytes = b""
@@ -39,6 +41,7 @@ class Entry:
     local_name: Optional[bytes] = None
     local_extra: Optional[bytes] = None
     local_crc: Optional[int] = None
+    local_method: Optional[int] = None
     local_size: Optional[int] = None
     local_compressed: Optional[int] = None
     descriptor: bytes = field(default=b"")
@@ -75,7 +78,7 @@ def local(entry: Entry) -> bytes:
         b"PK\x03\x04",
         20,
         entry.flags,
-        entry.method,
+        _first(entry.local_method, entry.method),
         entry.time,
         entry.date,
         _first(entry.local_crc, crc),
@@ -92,7 +95,7 @@ def central(entry: Entry, offset: int) -> bytes:
     fixed = struct.pack(
         "<4s6H3I5H2I",
         b"PK\x01\x02",
-        UNIX << 8 | 20,
+        entry.host << 8 | 20,
         20,
         entry.flags,
         entry.method,
@@ -116,6 +119,17 @@ def end(count: int, size: int, offset: int, comment: bytes = b"") -> bytes:
         struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, size, offset, len(comment))
         + comment
     )
+
+
+def end64(count: int, size: int, offset: int, at: int) -> bytes:
+    """The zip64 end record, and the locator that says it stands ``at`` this offset."""
+    record = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, offset)
+    return record + struct.pack("<4sIQI", b"PK\x06\x07", 0, at, 1)
+
+
+def extra(number: int, data: bytes) -> bytes:
+    """One part of an extra field."""
+    return struct.pack("<2H", number, len(data)) + data
 
 
 def build(
