@@ -27,7 +27,7 @@ check: .venv/dev
 	$(RUN) build.py --check
 
 bench: $(ARTIFACT) .venv/bench
-	$(RUN) tests/benchmarks/run.py $(ARGS)
+	$(RUN) -m tests.benchmarks $(ARGS)
 
 sweep: $(ARTIFACT)
 	$(RUN) tests/sweep.py $(ARGS)

@@ -114,7 +114,7 @@ def compressed(command, data):
     [
         "gzip -1", "gzip -9", "pigz -p 4", "pigz -p 4 -i", "bzip2",
         "xz -0", "xz -0 -T2 --block-size=1MiB", "xz -0 --check=crc32", "xz -0 --check=sha256",
-        "xz -0 --format=lzma", "zstd -1", "zstd -15", "zstd -T2", "zstd --no-check", "zstd --check",
+        "xz -0 --format=lzma", "zstd -1", "zstd -9", "zstd -T2", "zstd --no-check", "zstd --check",
         "zstd --long=27",
     ],
 )  # fmt: skip

@@ -11,16 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from support import environments, interpreters, process, tars, trees, zips
+from support import environments, interpreters, process, references, tars, trees, zips
 
 
 def _unpack(archive: Path, place: Path) -> Path:
     """As a user of conda-pack does it."""
-    place.mkdir()
-    with tarfile.open(archive) as file:
-        file.extractall(place)
-    clean = {"PATH": f"{place}/bin:/usr/bin:/bin"}
-    subprocess.run([place / "bin/python3", place / "bin/conda-unpack"], env=clean, check=True)
+    references.extract(archive, place)
+    references.conda_unpack(place)
     return place
 
 

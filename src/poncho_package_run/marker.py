@@ -18,7 +18,7 @@ import os
 import threading
 import time
 
-from . import claim, holder
+from . import claim, holder, threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Marker:
         # A watcher may have taken the marker for an abandoned one while it was still empty.
         if not self.is_ours():
             return False
-        threading.Thread(target=self._beat, daemon=True).start()
+        threads.start(self._beat)
         return True
 
     def is_ours(self) -> bool:

@@ -3,6 +3,8 @@
 import os
 import threading
 
+from .threads import start
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List, Optional
@@ -55,9 +57,7 @@ class _Removal:
         self._changed = threading.Condition()
 
     def run(self, threads: int) -> bool:
-        others = [threading.Thread(target=self._work, daemon=True) for _ in range(threads - 1)]
-        for thread in others:
-            thread.start()
+        others = start(self._work, threads - 1)
         self._work()
         for thread in others:
             thread.join()

@@ -4,6 +4,7 @@ import os
 import threading
 from collections import deque
 
+from . import threads
 from .archive.member import Member
 
 TYPE_CHECKING = False
@@ -64,9 +65,7 @@ class Writers:
         self._waiting = 0
         self._error: Optional[BaseException] = None
         self._closed = False
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
+        self._threads = threads.start(self._run, count)
 
     def write(self, directory: int, name: bytes, member: Member) -> None:
         """Have a file written.

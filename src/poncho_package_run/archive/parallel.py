@@ -8,6 +8,8 @@ imports ``logging`` (10 ms of every cold start) and cannot hold a producer back.
 import threading
 from collections import deque
 
+from ..threads import start
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Iterable, Iterator, Optional
@@ -112,9 +114,7 @@ def lanes(
                 state["left"] -= 1
                 changed.notify_all()
 
-    threads = [threading.Thread(target=produce, daemon=True) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
+    threads = start(produce, workers)
     try:
         while True:
             with changed:

@@ -157,7 +157,7 @@ def _program(source: "Source") -> "Optional[Iterator[bytes]]":
 
 
 def _by_program(process: "Any", source: "Source") -> "Iterator[bytes]":
-    import threading
+    from .. import threads
 
     failure: List[Failure] = []
 
@@ -177,8 +177,7 @@ def _by_program(process: "Any", source: "Source") -> "Iterator[bytes]":
             pass  # It no longer reads: its status, or whoever closed us, says why.
 
     # A daemon: a source that is a pipe may keep it waiting after the program has failed.
-    feeder = threading.Thread(target=feed, daemon=True)
-    feeder.start()
+    threads.start(feed)
     try:
         while True:
             chunk = process.stdout.read(_OUTPUT)

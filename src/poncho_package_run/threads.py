@@ -1,0 +1,27 @@
+"""Threads of ours, in which no signal is ever delivered."""
+
+import signal
+import threading
+
+from .signals import FAULTS, numbers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, List
+
+
+def start(target: "Callable[[], object]", count: int = 1) -> "List[threading.Thread]":
+    """Start ``count`` daemon threads with every signal blocked but those of faults.
+
+    A signal to the process goes to any thread that does not block it.  ``supervise`` blocks
+    SIGCHLD and waits for it; a thread that has been joined may still be on its way out then,
+    take the signal in our place, and lose it: its default action is to be ignored.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers(FAULTS))
+    try:
+        threads = [threading.Thread(target=target, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return threads
