@@ -308,7 +308,8 @@ def grown(environment: Environment, kind: str, units: int) -> Path:
             target = package if index % 8 else tree
             target = target / part / f"{index % 40:02}" / f"{index:04}{source.suffix}"
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(source, target)
+            # A copy: names of one file would become hard links in the archive.
+            shutil.copy2(source, target)
         if kind == "memory":
             (tree / part).mkdir(parents=True)
             for index in range(20):
