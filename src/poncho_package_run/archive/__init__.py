@@ -8,7 +8,7 @@ from .source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Iterator, Optional
+    from typing import Callable, Generator, Iterator, Optional
 
 # What a serial decoder may be ahead of the writer: enough to ride out a slow file.
 _AHEAD = 8 << 20
@@ -64,11 +64,14 @@ class Archive:
         self._cores = usable()
         self.kind = recognise(self.source)
         self.writers = self._cores if self.kind == "zip" and self._cores > 1 else 0
+        self._ahead: Optional[Generator[bytes, None, None]] = None
 
     def __enter__(self) -> "Archive":
         return self
 
     def __exit__(self, kind: object, error: object, _: object) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
         self.source.close()
         # Whoever found the fault knew a member or a stream, not the file that it came from.
         if isinstance(error, ArchiveError) and self.source.name not in str(error):
@@ -93,7 +96,7 @@ class Archive:
         if self._cores > 1 and self.kind != "tar":
             from .parallel import prefetch
 
-            chunks = prefetch(chunks, _AHEAD)
+            chunks = self._ahead = prefetch(chunks, _AHEAD)
         for member in tar.members(_checked(chunks, source, progress)):
             yield member
 

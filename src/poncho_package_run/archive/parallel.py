@@ -12,7 +12,11 @@ from ..threads import start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable, Iterator, Optional
+    from typing import Any, Callable, Generator, Iterable, Iterator, Optional
+
+# How long a closed generator waits for each of its threads.  One may be reading from a pipe to
+# which nothing comes; and once the interpreter is ending, no thread but the main one runs.
+_GRACE = 0.1  # seconds
 
 
 class Lane:
@@ -74,7 +78,7 @@ class Lane:
 
 def lanes(
     work: "Callable[[Any], Iterable[bytes]]", items: "Iterable[Any]", workers: int, budget: int
-) -> "Iterator[Lane]":
+) -> "Generator[Lane, None, None]":
     """Call ``work`` on each item in ``workers`` threads; yield the lanes in the items' order.
 
     Args:
@@ -83,7 +87,8 @@ def lanes(
         workers: how many threads.
         budget: bytes that one lane may hold before its producer waits.
 
-    Closing the generator stops the threads.
+    Closing the generator stops the threads, which are daemons: one that does not stop at once
+    ends with the process.
     """
     changed = threading.Condition()
     source = iter(items)
@@ -137,12 +142,16 @@ def lanes(
             for lane in open_lanes:
                 lane.cancel()
         for thread in threads:
-            thread.join()
+            thread.join(_GRACE)
 
 
-def prefetch(chunks: "Iterable[bytes]", budget: int) -> "Iterator[bytes]":
+def prefetch(chunks: "Iterable[bytes]", budget: int) -> "Generator[bytes, None, None]":
     """The same chunks, produced in a thread up to ``budget`` bytes ahead."""
-    for lane in lanes(lambda item: item, [chunks], 1, budget):
-        yield from lane
-        if lane.error is not None:
-            raise lane.error
+    ahead = lanes(lambda item: item, [chunks], 1, budget)
+    try:
+        for lane in ahead:
+            yield from lane
+            if lane.error is not None:
+                raise lane.error
+    finally:
+        ahead.close()  # now, not when the error that refers to it is forgotten

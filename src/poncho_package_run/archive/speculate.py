@@ -63,11 +63,18 @@ class Decoded:
         return piece.decode(self._source)
 
     def __iter__(self) -> "Iterator[bytes]":
-        source = self._source
         pieces = (Piece(start, end) for start, end in self._ranges)
         budget = _AHEAD // (self._workers + 1)
+        lanes = parallel.lanes(self._work, pieces, self._workers, budget)
+        try:
+            yield from self._joined(lanes)
+        finally:
+            lanes.close()  # now, not when the error that refers to it is forgotten
+
+    def _joined(self, lanes: "Iterable[parallel.Lane]") -> "Iterator[bytes]":
+        source = self._source
         wrong = 0
-        for lane in parallel.lanes(self._work, pieces, self._workers, budget):
+        for lane in lanes:
             piece = lane.item
             taken = 0
             right = self.state is None or self.state.restartable()
@@ -102,6 +109,7 @@ class Decoded:
                 return
             if wrong > _PATIENCE:
                 return
+
 
 class Piece:
     """A range of the source, and the decoder state that goes through it."""
