@@ -16,8 +16,9 @@ import sys
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Optional, Union
 
 from . import tars, tracing, trees, zips
@@ -52,13 +53,14 @@ printf "hello from %s" "$prefix"
 """
 
 
-def _members() -> Iterable[tuple[str, str, int, bytes]]:
+def _members(others: Mapping[str, bytes]) -> Iterable[tuple[str, str, int, bytes]]:
     """(kind, path, mode, content or target) of a small environment that has everything."""
     text, binary = PLACEHOLDER, PLACEHOLDER.encode()
     yield "file", "conda-meta/history", 0o644, b"==> 2023-11-14 22:13:20 <==\n"
     yield "file", "bin/hello", 0o755, _SCRIPT.format(prefix=text).encode()
     yield "file", "bin/tool", 0o755, b"\x7fELF\0" + (binary + b"/lib\0") * 3 + bytes(3000)
     yield "file", "etc/read-only.conf", 0o444, f"root = {text}\n".encode() * 20
+    yield "file", "top.txt", 0o644, b"top\n"
     yield "file", "lib/large.bin", 0o644, bytes(range(1, 256)) * 3000
     for number in range(20):
         yield (
@@ -74,13 +76,19 @@ def _members() -> Iterable[tuple[str, str, int, bytes]]:
     records = [("bin/hello", "text"), ("bin/tool", "binary"), ("etc/read-only.conf", "text")]
     lines = "".join(f"({path!r}, {text!r}, {mode!r}),\n" for path, mode in records)
     yield "file", "bin/conda-unpack", 0o755, f"\n_prefix_records = [\n{lines}]\n".encode()
+    for name, content in others.items():
+        yield "file", name, 0o755, content
 
 
-def archive(path: Path, format: str) -> Path:
-    """Write the environment to ``path`` as "tar", "tar.gz", "tar.gz -j" or "zip"."""
+def archive(path: Path, format: str, others: Mapping[str, bytes] = MappingProxyType({})) -> Path:
+    """Write the environment to ``path`` as "tar", "tar.gz", "tar.gz -j" or "zip".
+
+    Args:
+        others: more files, or later members of the same names.
+    """
     if format == "zip":
         entries = []
-        for kind, name, mode, content in _members():
+        for kind, name, mode, content in _members(others):
             if kind == "symlink":
                 entries.append(zips.symlink(name.encode(), content))
             elif kind == "file":
@@ -93,7 +101,7 @@ def archive(path: Path, format: str) -> Path:
         "hard link": lambda name, _, target: tars.hardlink(name, target),
         "symlink": lambda name, _, target: tars.symlink(name, target),
     }
-    data = b"".join(make[kind](name.encode(), *rest) for kind, name, *rest in _members())
+    data = b"".join(make[kind](name.encode(), *rest) for kind, name, *rest in _members(others))
     data += tars.END
     if format == "tar.gz":
         data = gzip.compress(data, mtime=0)
