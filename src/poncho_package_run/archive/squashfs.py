@@ -17,6 +17,7 @@ from contextlib import closing
 from ..cores import usable
 from ..directories import printable
 from ..errors import ArchiveError, DecoderUnavailable, Failure, InputOutputError
+from ..failures import failure, unsafe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,10 +57,7 @@ def unpack(source_path: bytes, target: bytes, reserved: bytes) -> None:
         for line in lines:
             special = _SPECIAL.match(line)
             if special:
-                raise ArchiveError(
-                    "the archive is unsafe: {} is a device, fifo or socket; "
-                    "nothing of it was kept".format(printable(special.group(1)))
-                )
+                raise ArchiveError(unsafe(special.group(1), "is a device, fifo or socket"))
     try:
         # Nobody else gets in here to meet setuid files and foreign owners.  The name is new
         # each time, so that an unsquashfs which outlives us spoils nothing of the next run's.
@@ -74,11 +72,7 @@ def unpack(source_path: bytes, target: bytes, reserved: bytes) -> None:
                 _move(os.path.join(root, name), os.path.join(target, name))
         shutil.rmtree(private)
     except OSError as error:
-        raise InputOutputError(
-            "cannot write {}: {}; make room or choose another directory".format(
-                printable(error.filename or target), error.strerror
-            )
-        )
+        raise failure(error, error.filename or target, -1)
 
 
 def _unsquashfs(image: bytes, *arguments: "str | bytes") -> "Generator[bytes, None, None]":
