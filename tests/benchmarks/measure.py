@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -49,8 +50,13 @@ def run(argv, environment, cores=None, memory=False, output=os.devnull) -> Sampl
     """
     with tempfile.TemporaryFile() as errors:
         process, started = start(argv, environment, cores, output, errors.fileno())
-        peak = watch(process) if memory else 0
-        _, status, usage = os.wait4(process, 0)
+        try:
+            peak = watch(process) if memory else 0
+            _, status, usage = os.wait4(process, 0)
+        except BaseException:  # Ctrl-C, say: what is being measured ends too
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            raise
         wall = time.perf_counter() - started
         code = os.waitstatus_to_exitcode(status)
         if code:
