@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -83,6 +84,7 @@ def main(arguments=None) -> int:
             if format not in ("tar.bz2", "tar.xz"):  # for the case serial only
                 print(environment.archive(format))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is unpacked is removed then too
     scratch = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
     try:
         # On a worker the artifact lies beside the task, on the file system that is unpacked to.

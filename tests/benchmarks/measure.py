@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -49,8 +50,13 @@ def run(argv, environment, cores=None, memory=False, output=os.devnull) -> Sampl
     """
     with tempfile.TemporaryFile() as errors:
         process, started = start(argv, environment, cores, output, errors.fileno())
-        peak = watch(process) if memory else 0
-        _, status, usage = os.wait4(process, 0)
+        try:
+            peak = watch(process) if memory else 0
+            _, status, usage = os.wait4(process, 0)
+        except BaseException:  # Ctrl-C, say: what is being measured ends too
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            raise
         wall = time.perf_counter() - started
         code = os.waitstatus_to_exitcode(status)
         if code:
@@ -82,12 +88,16 @@ def start(argv, environment, cores, output, errors):
 def watch(session):
     """Return the peak of the resident bytes of ``session``'s processes, until its leader ends.
 
-    Each process counts with the most it ever held (VmHWM, which a look between two peaks does
-    not miss) and pages that two share count twice: the sum is an upper bound.
+    That is the most that the processes held together at one look, pages that they share
+    counted once (Pss), or the most that one of them ever held (VmHWM, which no look misses).
     """
     peak = 0
     while not os.waitid(os.P_PID, session, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        peak = max(peak, sum(map(high_water, members(session))))
+        together = 0
+        for pid in members(session):
+            together += field(pid, "smaps_rollup", "Pss:")
+            peak = max(peak, field(pid, "status", "VmHWM:"))
+        peak = max(peak, together)
         time.sleep(SAMPLING_INTERVAL)
     return peak
 
@@ -103,12 +113,13 @@ def members(session):
                 yield name
 
 
-def high_water(pid):
+def field(pid, file, name):
+    """Return the bytes that one line of a file below /proc/pid tells in kB."""
     try:
-        for line in Path("/proc", pid, "status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+        for line in Path("/proc", pid, file).read_text().splitlines():
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
-    except OSError:  # the process has ended
+    except OSError:  # the process has ended since the listing
         pass
     return 0  # a process that is ending holds no memory any more
 
