@@ -93,7 +93,7 @@ class Decoded:
                 # The decoder that stands at this piece's start goes through it.  What was
                 # handed on already was right: nothing in it reached back over the cut.
                 wrong += 1
-                end = piece.end if wrong <= _PATIENCE else source.size or 0
+                end = piece.stop if wrong <= _PATIENCE else source.size or 0
                 piece = Piece(piece.start, end)
                 lane.cancel()
                 piece.state = self.state
@@ -114,17 +114,17 @@ class Decoded:
 class Piece:
     """A range of the source, and the decoder state that goes through it."""
 
-    __slots__ = ("start", "end", "state")
+    __slots__ = ("start", "stop", "end", "state")
 
     def __init__(self, start: int, end: int) -> None:
         self.start = start
-        self.end = end
+        self.stop = self.end = end
         self.state: Any = None
 
     def decode(self, source: Source) -> "Iterator[bytes]":
         at = self.start
-        while at < self.end:
-            data = source.pread(min(_READ, self.end - at), at)
+        while at < self.stop:
+            data = source.pread(min(_READ, self.stop - at), at)
             if not data:
                 return  # the file got shorter: the state is not at its end, and that is told
             at += len(data)
