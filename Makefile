@@ -8,7 +8,7 @@ RUN = .venv/bin/python
 ARTIFACT = dist/poncho_package_run.pyz
 SOURCES = build.py pyproject.toml $(shell find src -name '*.py')
 
-.PHONY: all demo test check bench sweep fuzz clean
+.PHONY: all demo test check bench sweep storm fuzz clean
 
 all: $(ARTIFACT)
 
@@ -31,6 +31,9 @@ bench: $(ARTIFACT) .venv/bench
 
 sweep: $(ARTIFACT)
 	$(RUN) tests/sweep.py $(ARGS)
+
+storm: $(ARTIFACT)
+	$(RUN) tests/storm.py $(ARGS)
 
 fuzz: $(ARTIFACT)
 	$(RUN) tests/fuzz.py $(ARGS)
