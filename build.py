@@ -31,9 +31,8 @@ EPOCH = 315532800
 DATE = (1980, 1, 1, 0, 0, 0)
 
 # What runs before anything of the package does.  It must be understood by any Python, to tell
-# an old one in a line; and modules must come from the interpreter's own library, not from
-# PYTHONPATH, where a task may keep a json.py or a package of another version.  A Ctrl-C
-# before the command starts ends the tool like any program, without a traceback.
+# an old one in a line.  A Ctrl-C before the command starts ends the tool like any program,
+# without a traceback.
 ENTRY = """\
 import sys
 if sys.version_info < (3, 6):
@@ -43,14 +42,21 @@ if sys.version_info < (3, 6):
 import os, _signal
 if _signal.getsignal(2) is _signal.default_int_handler:
     _signal.signal(2, _signal.SIG_DFL)
-for path in os.environ.get("PYTHONPATH", "").split(":"):
-    path = path and os.path.abspath(path)
-    while path in sys.path:
-        sys.path.remove(path)
-sys.path[0:0] = [{archive} + "/site-packages"]
+{path}
 from poncho_package_run.cli import main
 main()
 """
+
+# Modules must come from the interpreter's own library, not from PYTHONPATH, where a task may
+# keep a json.py.  (The library's own directories stay, should someone have put them there.)
+FROM_ARCHIVE = """\
+library = os.path.dirname(os.__file__)
+for path in os.environ.get("PYTHONPATH", "").split(":"):
+    path = path and os.path.abspath(path)
+    while path in sys.path and not path.startswith(library):
+        sys.path.remove(path)
+sys.path[0:0] = [sys.path[0] + "/site-packages"]"""
+FROM_HEADER = 'sys.path[0:0] = [sys.argv.pop(1) + "/site-packages"]'
 
 # Run directly, the tool is this shell script.  -I keeps PYTHON* variables, the working
 # directory and the user's packages out, -S spares the search for others (4 ms).  What the
@@ -59,6 +65,7 @@ main()
 HEADER = """\
 #!/bin/sh
 # poncho_package_run {version}: a Python program in a zip archive, behind this header.
+entry='{entry}'
 ignored=
 for signal in PIPE XFSZ; do
     caught=
@@ -68,8 +75,12 @@ for signal in PIPE XFSZ; do
 done
 [ -z "$ignored" ] || export _PONCHO_PACKAGE_RUN_IGNORED="$ignored"
 for python in python3 {versions} /usr/libexec/platform-python "${{0%/*}}/python3"; do
-    command -v "$python" >/dev/null 2>&1 && exec "$python" -IS -c '{entry}' "$0" "$@"
+    command -v "$python" >/dev/null 2>&1 && exec "$python" -IS -c "$entry" "$0" "$@"
 done
+# Beside the file itself, if this is a symlink to it.
+python=$(readlink -f "$0" 2>/dev/null)
+python=${{python%/*}}/python3
+[ -x "$python" ] && exec "$python" -IS -c "$entry" "$0" "$@"
 echo "poncho_package_run: no Python 3.6 or later on PATH; install one, or name it: python3 $0" >&2
 exit 127
 """
@@ -111,11 +122,11 @@ def entered_straight(bundle: Path) -> bytes:
         for line in (ROOT / "src" / PACKAGE / "__init__.py").read_text().splitlines()
         if line.startswith("__version__")
     )
-    assert "'" not in ENTRY, "the header quotes the entry with apostrophes"
+    assert "'" not in ENTRY + FROM_HEADER, "the header quotes the entry with apostrophes"
     header = HEADER.format(
         version=version,
         versions=" ".join("python3.%d" % minor for minor in range(14, 5, -1)),
-        entry=ENTRY.format(archive="sys.argv.pop(1)").rstrip("\n"),
+        entry=ENTRY.format(path=FROM_HEADER),
     )
     result = io.BytesIO()
     result.write(header.encode())
@@ -125,7 +136,7 @@ def entered_straight(bundle: Path) -> bytes:
             for info in shivs.infolist()
             if not info.filename.startswith("_bootstrap/")
         }
-        entries["__main__.py"] = ENTRY.format(archive="sys.path[0]").encode()
+        entries["__main__.py"] = ENTRY.format(path=FROM_ARCHIVE).encode()
         for name in sorted(entries):
             info = zipfile.ZipInfo(name, DATE)
             info.create_system = 3  # Unix, whatever builds it

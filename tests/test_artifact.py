@@ -224,6 +224,31 @@ class TestAnyName:
         folder.chmod(0o755)
 
 
+class TestPythonPath:
+    """Modules come from the interpreter's own library, whatever PYTHONPATH holds."""
+
+    @pytest.fixture(params=["by an interpreter", "directly"])
+    def started(self, request, artifact, variables, tiny):
+        def started(pythonpath):
+            env = {**variables, b"PYTHONPATH": os.fsencode(pythonpath)}
+            first = [sys.executable] if request.param == "by an interpreter" else []
+            command = [*first, artifact, "-e", tiny, "/bin/echo", "found"]
+            return subprocess.run(command, env=env, capture_output=True)
+
+        return started
+
+    def test_modules_of_the_librarys_names_are_passed_over(self, started, tmp_path):
+        for name in ("json", "threading", "signal", "stat", "zlib", "poncho_package_run"):
+            (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+        result = started(tmp_path)
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"found\n", b"")
+
+    def test_the_library_itself_may_stand_in_it(self, started):
+        library = os.path.dirname(os.__file__)
+        result = started(f"{library}:{library}/lib-dynload")
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"found\n", b"")
+
+
 class TestRunDirectly:
     @pytest.fixture
     def tool(self, artifact, tmp_path):
@@ -272,6 +297,17 @@ class TestRunDirectly:
     def test_it_finds_the_python_beside_it(self, tool, direct, tiny):
         (tool.parent / "python3").symlink_to(sys.executable)
         result = direct({}, "-e", tiny, "/bin/echo", "found")
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"found\n", b"")
+
+    def test_it_finds_the_python_beside_what_a_symlink_names(self, tool, direct, tiny, tmp_path):
+        (tool.parent / "python3").symlink_to(sys.executable)
+        tool.rename(tool.parent / "target")
+        (tmp_path / "elsewhere").mkdir()
+        os.rename(tool.parent / "target", tmp_path / "elsewhere" / "tool")
+        (tool.parent / "python3").rename(tmp_path / "elsewhere" / "python3")
+        tool.symlink_to(tmp_path / "elsewhere" / "tool")
+        names = {"readlink": shutil.which("readlink")}
+        result = direct(names, "-e", tiny, "/bin/echo", "found")
         assert (result.returncode, result.stdout, result.stderr) == (0, b"found\n", b"")
 
     def test_it_finds_the_python_of_the_environment_it_was_packed_into(

@@ -7,8 +7,7 @@ def usable() -> int:
     """The number of usable processors, at least 1.
 
     The affinity mask and the cgroup's quota count, so that a task that was given one core of
-    a large machine does not start a thread for each of them.  PONCHO_PACKAGE_RUN_THREADS
-    caps it.
+    a large machine does not start a thread for each of them.
     """
     try:
         count = len(os.sched_getaffinity(0))
@@ -17,10 +16,15 @@ def usable() -> int:
     quota = _cgroup_quota()
     if quota:
         count = min(count, quota)
+    return capped(count)
+
+
+def capped(threads: int) -> int:
+    """So many threads, or as many as PONCHO_PACKAGE_RUN_THREADS allows; at least 1."""
     cap = os.environ.get("PONCHO_PACKAGE_RUN_THREADS", "")
     if cap.isdigit() and int(cap) > 0:
-        count = min(count, int(cap))
-    return max(count, 1)
+        threads = min(threads, int(cap))
+    return max(threads, 1)
 
 
 def _cgroup_quota() -> int:

@@ -6,6 +6,7 @@ import stat
 import time
 
 from .archive.member import DIRECTORY, FILE, SYMLINK, Member
+from .cores import capped
 from .directories import Directories, components, printable
 from .errors import ArchiveError
 from .failures import failure, unsafe
@@ -167,7 +168,8 @@ class Tree:
             self._quickest = seconds
         if not self.files % _SAMPLES:
             if self._quickest > _SLOW_SECONDS and self._pool is None:
-                self._pool = Writers(_SLOW_WRITERS, self._create_in_thread, self._failure)
+                threads = capped(_SLOW_WRITERS)
+                self._pool = Writers(threads, self._create_in_thread, self._failure)
             self._quickest = 1.0
 
     def _create(self, descriptor: int, name: bytes, member: Member) -> int:
