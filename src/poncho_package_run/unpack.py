@@ -95,7 +95,7 @@ class Tree:
         """
         path = b""
         if writers:
-            self._pool = Writers(writers, self._create_in_thread, self._failure)
+            self._pool = Writers(writers, 64, self._create_in_thread, self._failure)
         try:
             for member in members:
                 path = member.path
@@ -167,7 +167,7 @@ class Tree:
             self._quickest = seconds
         if not self.files % _SAMPLES:
             if self._quickest > _SLOW_SECONDS and self._pool is None:
-                self._pool = Writers(_SLOW_WRITERS, self._create_in_thread, self._failure)
+                self._pool = Writers(_SLOW_WRITERS, 1, self._create_in_thread, self._failure)
             self._quickest = 1.0
 
     def _create(self, descriptor: int, name: bytes, member: Member) -> int:
