@@ -96,7 +96,7 @@ class Tree:
         """
         path = b""
         if writers:
-            self._pool = Writers(writers, self._create_in_thread, self._failure)
+            self._pool = Writers(writers, 64, self._create_in_thread, self._failure)
         try:
             for member in members:
                 path = member.path
@@ -168,8 +168,12 @@ class Tree:
             self._quickest = seconds
         if not self.files % _SAMPLES:
             if self._quickest > _SLOW_SECONDS and self._pool is None:
+<<<<<<< HEAD
                 threads = capped(_SLOW_WRITERS)
                 self._pool = Writers(threads, self._create_in_thread, self._failure)
+=======
+                self._pool = Writers(_SLOW_WRITERS, 1, self._create_in_thread, self._failure)
+>>>>>>> decoders
             self._quickest = 1.0
 
     def _create(self, descriptor: int, name: bytes, member: Member) -> int:

@@ -9,17 +9,19 @@ from .archive.member import Member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, List, Optional, Tuple
+    from typing import Callable, Deque, List, Optional, Tuple
 
     Create = Callable[[int, bytes, Member], int]
     Failed = Callable[[OSError, bytes], Exception]
     Task = Tuple[int, bytes, Member]
+    Batch = Tuple[List[Task], int]
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # Content that waits for a writer.  A member's bytes keep their chunk of the stream alive
 # (1 MiB), but neighbours share it.
 _WAITING_BYTES = 4 << 20
+_BATCH_BYTES = 1 << 19
 
 
 def create(directory: int, name: bytes, mode: int) -> int:
@@ -50,17 +52,23 @@ class Writers:
 
     Args:
         count: how many threads.
+        together: how many files a thread takes at a time: 1 where every call waits; more where
+            writing is so short that handing over costs as much (25,000 members of a zip: 2.9
+            seconds of processor time one by one, 2.4 by 64, as in one thread).
         create: opens a new file, given its directory, its name and the member;
             IsADirectoryError puts it off.
         failed: what to raise for an error of the system, given the member's path.
     """
 
-    def __init__(self, count: int, create: "Create", failed: "Failed") -> None:
+    def __init__(self, count: int, together: int, create: "Create", failed: "Failed") -> None:
+        self._together = together
+        self._batch: List[Task] = []
+        self._batch_bytes = 0
         self._create = create
         self._failed = failed
         self._put_off: List[Task] = []
         self._changed = threading.Condition()
-        self._tasks: deque = deque()
+        self._tasks: Deque[Batch] = deque()
         self._names: set = set()
         self._waiting = 0
         self._error: Optional[BaseException] = None
@@ -73,25 +81,39 @@ class Writers:
         Raises:
             Failure: what an earlier file met.
         """
-        key = (directory, name)
+        self.settle(directory, name)
+        self._names.add((directory, name))
+        self._batch.append((directory, name, member))
+        self._batch_bytes += member.size
+        if len(self._batch) == self._together or self._batch_bytes > _BATCH_BYTES:
+            self._submit()
+
+    def _submit(self) -> None:
+        """Hand over what was collected, as soon as not too much waits already."""
+        if not self._batch:
+            return
+        size = self._batch_bytes
         with self._changed:
-            while not self._error and (
-                key in self._names
-                or self._tasks
+            while (
+                self._tasks
+                and not self._error
                 and (
-                    self._waiting + member.size > _WAITING_BYTES
+                    self._waiting + size > _WAITING_BYTES
                     or len(self._tasks) > 4 * len(self._threads)
                 )
             ):
                 self._changed.wait()
             self._raise()
-            self._names.add(key)
-            self._tasks.append((directory, name, member))
-            self._waiting += member.size
+            self._tasks.append((self._batch, size))
+            self._waiting += size
             self._changed.notify_all()
+        self._batch, self._batch_bytes = [], 0
 
     def settle(self, directory: int, name: bytes) -> None:
         """Wait until no file of this name is under way, and raise what went wrong."""
+        if (directory, name) not in self._names:  # only the caller adds to them
+            return
+        self._submit()
         with self._changed:
             while (directory, name) in self._names and not self._error:
                 self._changed.wait()
@@ -99,6 +121,7 @@ class Writers:
 
     def drain(self) -> "List[Task]":
         """Wait until all is written; raise what went wrong, or return what was put off."""
+        self._submit()
         with self._changed:
             while self._names and not self._error:
                 self._changed.wait()
@@ -111,6 +134,7 @@ class Writers:
         with self._changed:
             self._closed = True
             self._tasks.clear()
+            self._batch.clear()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -129,21 +153,23 @@ class Writers:
                     self._changed.wait()
                 if self._closed:
                     return
-                directory, name, member = self._tasks.popleft()
+                batch, size = self._tasks.popleft()
             failure: Optional[BaseException] = None
-            put_off = False
-            try:
-                write(self._create(directory, name, member), member)
-            except IsADirectoryError:
-                put_off = True
-            except OSError as error:
-                failure = self._failed(error, member.path)
-            except BaseException as error:
-                failure = error
+            put_off: List[Task] = []
+            for directory, name, member in batch:
+                try:
+                    write(self._create(directory, name, member), member)
+                except IsADirectoryError:
+                    put_off.append((directory, name, member))
+                except OSError as error:
+                    failure = self._failed(error, member.path)
+                except BaseException as error:
+                    failure = error
+                if failure:
+                    break
             with self._changed:
-                if put_off:
-                    self._put_off.append((directory, name, member))
+                self._put_off += put_off
                 self._error = self._error or failure  # raised in the caller, by what it calls next
-                self._names.discard((directory, name))
-                self._waiting -= member.size
+                self._names.difference_update([(task[0], task[1]) for task in batch])
+                self._waiting -= size
                 self._changed.notify_all()
