@@ -168,12 +168,8 @@ class Tree:
             self._quickest = seconds
         if not self.files % _SAMPLES:
             if self._quickest > _SLOW_SECONDS and self._pool is None:
-<<<<<<< HEAD
                 threads = capped(_SLOW_WRITERS)
-                self._pool = Writers(threads, self._create_in_thread, self._failure)
-=======
-                self._pool = Writers(_SLOW_WRITERS, 1, self._create_in_thread, self._failure)
->>>>>>> decoders
+                self._pool = Writers(threads, 1, self._create_in_thread, self._failure)
             self._quickest = 1.0
 
     def _create(self, descriptor: int, name: bytes, member: Member) -> int:
