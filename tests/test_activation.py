@@ -523,6 +523,7 @@ class TestScripts:
             ("./no-such-command", 127),
             ("", 127),
             ("-x", 127),
+            ("two\nlines", 127),
             ("./plain", 126),
             ("/", 126),
             ("./orphan", 126),
