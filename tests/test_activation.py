@@ -281,8 +281,16 @@ def test_18_quotes_and_newlines_in_values(changes, prefix, scripts):
     prefix.write("conda-meta/state", json.dumps({"env_vars": values}))
     if scripts:
         prefix.script("a.sh", "")
-    own = {f"OWN_{name}": value + "\udcff" for name, value in values.items()}
+    own = {f"OWN_{name}": value for name, value in values.items()}
     assert changes(env=own) == {**fresh(prefix.path), **values}
+
+
+@pytest.mark.parametrize("scripts", [False, True])
+def test_18_bytes_that_are_no_text(run, prefix, scripts):
+    if scripts:
+        prefix.script("a.sh", "")
+    result = run("-e", prefix.path, "env", "-0", env={"RAW": b"\xff\xfe\n"}, check=True)
+    assert b"\0RAW=\xff\xfe\n\0" in b"\0" + result.stdout
 
 
 MALFORMED = {
@@ -410,12 +418,13 @@ class TestScripts:
         if "exec" in text and shell:
             text = f"({text})"  # an exec in the shell itself outlasts "." in any shell but bash
         prefix.script("a.sh", text + "\n")
-        prefix.script("b.sh", "export LATER=1\n")
+        # It is sourced as if it were the first.
+        prefix.script("b.sh", "false; : $NO_SUCH_VARIABLE; export LATER=$((1 + $#))\n")
         words = ["a b", "", "*", "c\nd", "'", '"', "\\", "$HOME", "-x", "é\udcff"]
         command = ["sh", "-c", 'printf "<%s>" "$PWD" "$LATER" "$@"', "sh", *words]
         result = run("-e", prefix.path, *command, wrapper=shell, cwd=tmp_path, check=True)
-        assert os.fsdecode(result.stdout) == "".join(
-            f"<{each}>" for each in [tmp_path, "1", *words]
+        assert result.stdout == b"".join(
+            b"<%s>" % os.fsencode(each) for each in [tmp_path, "1", *words]
         )
 
     def test_27_only_their_variables_are_added(self, changes, prefix, shell):
@@ -514,6 +523,7 @@ class TestScripts:
             ("./no-such-command", 127),
             ("", 127),
             ("-x", 127),
+            ("two\nlines", 127),
             ("./plain", 126),
             ("/", 126),
             ("./orphan", 126),

@@ -17,10 +17,11 @@ def warn(message: str) -> None:
     What cannot be printed, such as a newline or an escape sequence in a member's
     name, is shown by its escape, so that a line stays one line.
     """
-    _write("poncho_package_run: {}\n".format(_printable(message)))
+    _write("poncho_package_run: {}\n".format(printable(message)))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """The text in one line: a control character is shown by its escape."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -130,7 +131,7 @@ class Report:
 
     def _draw(self, text: str) -> None:
         # A line that wraps could not be taken back with a carriage return.
-        text = "poncho_package_run: {}".format(_printable(text))[: self._columns - 1]
+        text = "poncho_package_run: {}".format(printable(text))[: self._columns - 1]
         _write("\r" + text.ljust(self._drawn))
         self._drawn = max(self._drawn, len(text))
 

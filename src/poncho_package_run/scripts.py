@@ -4,6 +4,7 @@ import fcntl
 import os
 
 from .refusal import IS_DIRECTORY, NOT_PERMITTED, not_executable, not_found
+from .report import printable
 
 _TITLE = "poncho_package_run: "
 
@@ -181,7 +182,8 @@ def _check(word: bytes) -> bytes:
         ]
     line = b"%s || {\nprintf '%%s\\n' %s >&2\nexit %d\n}"
     return b"\n".join(
-        line % (test % _quoted(word), _quoted(os.fsencode(_TITLE + str(told))), told.status)
+        line
+        % (test % _quoted(word), _quoted(os.fsencode(_TITLE + printable(str(told)))), told.status)
         for test, told in tests
     )
 
@@ -200,11 +202,11 @@ def _is_name(name: bytes) -> bool:
 
 
 def _is_open(descriptor: int) -> bool:
+    """Whether the shell will have it."""
     try:
-        os.fstat(descriptor)
+        return os.get_inheritable(descriptor)
     except OSError:
         return False
-    return True
 
 
 def _quoted(word: bytes) -> bytes:
