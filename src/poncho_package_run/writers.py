@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Callable, List, Optional, Tuple
 
     Create = Callable[[int, bytes, Member], int]
-    Failed = Callable[[OSError, bytes], Exception]
+    Failed = Callable[[OSError, bytes, int], Exception]
     Task = Tuple[int, bytes, Member]
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -52,7 +52,10 @@ class Writers:
         count: how many threads.
         create: opens a new file, given its directory, its name and the member;
             IsADirectoryError puts it off.
-        failed: what to raise for an error of the system, given the member's path.
+        failed: what to raise for an error of the system, given the member's path and size.
+
+    Attributes:
+        works (bool): the system had a thread to give.
     """
 
     def __init__(self, count: int, create: "Create", failed: "Failed") -> None:
@@ -66,6 +69,7 @@ class Writers:
         self._error: Optional[BaseException] = None
         self._closed = False
         self._threads = threads.start(self._run, count)
+        self.works = bool(self._threads)
 
     def write(self, directory: int, name: bytes, member: Member) -> None:
         """Have a file written.
@@ -137,7 +141,7 @@ class Writers:
             except IsADirectoryError:
                 put_off = True
             except OSError as error:
-                failure = self._failed(error, member.path)
+                failure = self._failed(error, member.path, member.size)
             except BaseException as error:
                 failure = error
             with self._changed:
