@@ -12,7 +12,7 @@ import os
 from . import verify
 from .completion import MARKER, OURS, RELOCATING, is_complete, prefix_in
 from .errors import CannotCreate, InputOutputError
-from .failures import failure
+from .failures import located
 from .lock import acquire
 from .publish import flush
 from .relocate import SCRIPT, Relocation
@@ -73,7 +73,7 @@ def adopt(options: "Options", directory: bytes, report: "Report") -> None:
                 finally:
                     lock.unmark()
             except OSError as error:
-                raise failure(error, error.filename or directory, -1)
+                raise located(error, directory)
 
 
 def _prove(options: "Options", directory: bytes, report: "Report") -> None:
@@ -96,7 +96,7 @@ def _prove(options: "Options", directory: bytes, report: "Report") -> None:
         try:
             damage = verify.prove(directory + b"/" + MARKER, directory)
         except OSError as error:
-            raise failure(error, error.filename or directory, -1)
+            raise located(error, directory)
         finally:
             if lock is not None:
                 lock.release()

@@ -61,6 +61,8 @@ def is_settled(directory: bytes) -> bool:
     """Whether a directory that is used where it is has been relocated, or needs not be."""
     if is_complete(directory, None):
         return True
+    if os.path.exists(directory + b"/" + MARKER):
+        return False  # the machine was down since
     return not os.path.exists(prefix_in(directory) + b"/bin/conda-unpack")
 
 

@@ -3,6 +3,7 @@
 import os
 
 from .errors import Failure
+from .failures import located
 from .report import warn
 
 
@@ -19,7 +20,8 @@ def status_of(error: BaseException) -> int:
     elif isinstance(error, MemoryError):
         status, message = 74, "out of memory; give the task more"
     elif isinstance(error, OSError):
-        status, message = 74, "{}; try again".format(message)
+        failed = located(error, b"")
+        status, message = failed.status, str(failed)
     else:
         message += " (a defect of this tool; please report it with this line)"
     warn(message)

@@ -4,32 +4,75 @@ import errno
 import os
 
 from .directories import printable
-from .errors import ArchiveError, CannotCreate, Failure, InputOutputError
+from .errors import CannotCreate, Failure, InputOutputError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
 
 
-def failure(error: OSError, path: bytes, directory: int) -> Failure:
-    """What an error of the system, met at ``path`` below ``directory``, means to the user."""
+# What another try, or more room, may overcome; other errors say that a directory is not to be had.
+PASSING = (
+    errno.EDQUOT,
+    errno.EINTR,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+)
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def failure(
+    error: OSError, path: bytes, directory: int = -1, needed: "Optional[int]" = None
+) -> Failure:
+    """What an error of the system means to the user.
+
+    Args:
+        error: what the system said.
+        path: of what was read or written.
+        directory: an open descriptor on the same file system, if there is one.
+        needed: how many bytes were to be written, if that is known.
+    """
     name, why = printable(path), error.strerror
-    if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ):
-        return ArchiveError("{}: {}; pack it under a shorter name".format(name, why))
-    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY):
-        return ArchiveError(unsafe(path, "takes the place of another member"))
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in _REFUSED:
         return CannotCreate("cannot write {}: {}; choose another directory".format(name, why))
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = ""
-        if directory >= 0:
-            status = os.fstatvfs(directory)
-            free = " ({} bytes and {} files free)".format(
-                status.f_bavail * status.f_frsize, status.f_favail
-            )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return InputOutputError(
+            "cannot open {}: {}; allow more open files (ulimit -n)".format(name, why)
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return InputOutputError(
             "cannot write {}: {}{}; make room or choose a larger file system".format(
-                name, why, free
+                name, why, _room(directory, needed)
             )
         )
-    return InputOutputError("cannot write {}: {}; try again".format(name, why))
+    return InputOutputError("cannot read or write {}: {}; try again".format(name, why))
+
+
+def located(error: OSError, directory: bytes) -> Failure:
+    """The same, for an error that was not expected where it was met: somewhere in ``directory``."""
+    path = directory
+    if isinstance(error.filename, (str, bytes)):
+        path = os.path.join(directory, os.fsencode(error.filename))
+    return failure(error, path)
 
 
 def unsafe(path: bytes, what: str) -> str:
     return "the archive is unsafe: {} {}; nothing of it was kept".format(printable(path), what)
+
+
+def _room(directory: int, needed: "Optional[int]") -> str:
+    """What was needed and what there is, in brackets; "" if neither is known."""
+    parts = []
+    if needed is not None:
+        parts.append("{} bytes needed".format(needed))
+    try:
+        status = os.fstatvfs(directory)
+        free = status.f_bavail * status.f_frsize
+        parts.append("{} bytes and {} files free".format(free, status.f_favail))
+    except OSError:
+        pass  # no descriptor, or a file system that cannot say
+    return " ({})".format(", ".join(parts)) if parts else ""

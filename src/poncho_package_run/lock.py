@@ -29,7 +29,7 @@ import errno
 import os
 import time
 
-from . import errors, holder, lockfile, marker
+from . import errors, failures, holder, lockfile, marker
 from .completion import UNPACKING
 
 TYPE_CHECKING = False
@@ -180,7 +180,7 @@ def _timeout(
 
 def _failure(directory: bytes, error: "OSError") -> "errors.Failure":
     kind: Type[errors.Failure] = errors.CannotCreate
-    if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+    if error.errno in failures.PASSING:
         kind = errors.InputOutputError
     path = error.filename2 or error.filename  # of symlink(2), the second is the path
     return kind(

@@ -99,9 +99,12 @@ class Descriptor:
 
     def release(self) -> None:
         """Unlock; nothing if it is not locked."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._held = -1, False
+        fd, self._fd, self._held = self._fd, -1, False
+        if fd >= 0:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # nothing was written that could get lost
 
     def owner(self) -> "Optional[holder.Holder]":
         """Who holds the lock, for a message, where that is known."""

@@ -48,6 +48,9 @@ class Manifest:
     Args:
         directory: its path, absolute.
 
+    Attributes:
+        handle (int): the open file; -1 once it is finished.
+
     Raises:
         CannotCreate, InputOutputError: it cannot be written.
     """
@@ -60,9 +63,9 @@ class Manifest:
         # Of all names of a file, the one under which its content is recorded.
         self._links: Dict[bytes, bytes] = {}
         try:
-            self._handle = os.open(self._path, _FLAGS, 0o666)
+            self.handle = os.open(self._path, _FLAGS, 0o666)
         except OSError as error:
-            raise failure(error, self._path, -1)
+            raise failure(error, self._path)
 
     def sampled(self, path: bytes, member: "Member") -> "Iterator[Buffer]":
         """A member's body, recorded once it is used up, in whichever thread that is.
@@ -138,15 +141,12 @@ class Manifest:
     def finish(self) -> str:
         """Write what is left, and close; what ``is_whole`` wants, for the completion marker."""
         self._write()
-        os.close(self._handle)
-        self._handle = -1
+        try:
+            handle, self.handle = self.handle, -1
+            os.close(handle)
+        except OSError as error:
+            raise failure(error, self._path)
         return "%d %08x" % (self._size, self._crc)
-
-    def close(self) -> None:
-        """Close it, unfinished."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
 
     def _write(self) -> None:
         records = self._records
@@ -155,9 +155,9 @@ class Manifest:
         self._crc = crc32(data, self._crc)
         try:
             while data:
-                data = data[os.write(self._handle, data) :]
+                data = data[os.write(self.handle, data) :]
         except OSError as error:
-            raise failure(error, self._path, self._handle)
+            raise failure(error, self._path, self.handle, len(data))
 
 
 def sample(handle: int, size: int, whole: bool = False) -> int:

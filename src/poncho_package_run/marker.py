@@ -89,16 +89,25 @@ class Marker:
                 return False
         elif not self._replace(self._seen):
             return False
-        # A watcher may have taken the marker for an abandoned one while it was still empty.
-        if not self.is_ours():
-            return False
+        try:
+            # A watcher may have taken the marker for an abandoned one while it was still empty.
+            if not self.is_ours():
+                return False
+        except OSError:
+            if not self.taken_over:
+                self.remove()
+            raise
         threads.start(self._beat)
         return True
 
     def is_ours(self) -> bool:
         """Whether the marker is there and names this process. Raises OSError."""
         seen = self._look()
-        return seen is not None and seen[0] == self._line
+        theirs = holder.parse(seen[0]) if seen else None
+        # It may say more: just before it becomes the completion marker, it says the same.
+        return theirs is not None and all(
+            theirs.get(key) == value for key, value in holder.describe().items()
+        )
 
     def remove(self) -> None:
         """Remove the marker: nothing is half done under it any more. Raises OSError."""

@@ -79,7 +79,7 @@ def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
     from .unpack import Tree
 
     manifest = target.manifest
-    with Archive(path) as archive, Tree(target.descriptor, OURS, manifest) as tree:
+    with Archive(path) as archive, Tree(target.descriptor, target.path, OURS, manifest) as tree:
         with report.phase("unpack"):
             if archive.kind == "squashfs":
                 archive.extract(target.path, OURS)

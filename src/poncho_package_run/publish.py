@@ -17,7 +17,7 @@ from . import verify
 from .completion import MARKER, UNPACKING, is_complete
 from .cores import usable
 from .errors import CannotCreate, InputOutputError
-from .failures import failure
+from .failures import PASSING, failure, located
 from .lock import acquire
 from .manifest import Manifest
 from .remove import empty
@@ -76,20 +76,22 @@ class Target:
                 self._claim(self._lock.taken_over)
         except BaseException as error:
             self.__exit__(type(error), error, None)
-            if isinstance(error, OSError):
-                raise failure(error, self.path, -1)
             raise
         return self
 
     def __exit__(self, kind: object, error: object, _: object) -> None:
-        if self.manifest is not None:
-            self.manifest.close()
         if self.is_ours and isinstance(error, Exception):
             self._restore()
         if self._lock is not None:
             self._lock.release()
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+        for handle in (self.descriptor, self.manifest.handle if self.manifest else -1):
+            if handle >= 0:
+                try:
+                    os.close(handle)
+                except OSError:
+                    pass  # nothing that is wanted could get lost
+        if isinstance(error, OSError):
+            raise located(error, self.path)
 
     def publish(self, prefix: bytes, source: "Source") -> None:
         """Declare the environment complete.
@@ -151,7 +153,7 @@ class Target:
             pass
         except OSError as error:
             kind: type = CannotCreate
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            if error.errno in PASSING:
                 kind = InputOutputError
             raise kind(
                 "cannot create {}: {}; choose another directory".format(

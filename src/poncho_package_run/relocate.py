@@ -49,7 +49,8 @@ def relocate(prefix: bytes, rewritten: "Optional[Rewritten]" = None) -> int:
             relocation.check()
             relocation.apply(rewritten)
         except OSError as error:
-            raise failure(error, error.filename or b"bin/conda-unpack", directory)
+            name = os.fsencode(error.filename or b"bin/conda-unpack")
+            raise failure(error, os.path.join(prefix, name), directory)
         finally:
             relocation.close()
     finally:
@@ -123,10 +124,14 @@ class Relocation:
         """
         count = 0
         for path, handle, status, pieces, whole in self._changes():
-            with self._writable(path, handle, status) as output:
-                end = _write(output, pieces)
-                if whole:
-                    os.ftruncate(output, end)
+            try:
+                with self._writable(path, handle, status) as output:
+                    end = _write(output, pieces)
+                    if whole:
+                        os.ftruncate(output, end)
+            except OSError as error:
+                error.filename = path
+                raise
             if rewritten is not None:
                 rewritten(self._prefix + b"/" + path, handle, pieces)
             count += 1

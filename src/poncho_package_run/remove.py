@@ -91,7 +91,10 @@ class _Removal:
             except OSError:
                 self._gone = False
         if directory.handle >= 0:
-            self._remove_entries(directory)
+            try:
+                self._remove_entries(directory)
+            except OSError:
+                self._gone = False
         self._leave(directory)
 
     @staticmethod
@@ -153,8 +156,8 @@ class _Removal:
             if parent is None:
                 return
             if directory.handle >= 0:
-                os.close(directory.handle)
                 try:
+                    os.close(directory.handle)
                     os.rmdir(directory.name, dir_fd=parent.handle)
                 except FileNotFoundError:
                     pass

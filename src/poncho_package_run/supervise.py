@@ -55,8 +55,15 @@ def supervise(command: list, environ: dict, lease: "Optional[int]" = None) -> in
     # even where its disposition is to be ignored.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [*forwarded, signal.SIGCHLD])
     try:
-        reader, writer = os.pipe()
-        child = os.fork()
+        try:
+            reader, writer = os.pipe()
+            child = os.fork()
+        except OSError as error:
+            raise errors.CommandNotExecutable(
+                "cannot start {}: {}; allow more processes or open files (ulimit -u, -n)".format(
+                    os.fsdecode(command[0]), error.strerror
+                )
+            )
         if not child:
             try:
                 if reaped_by_kernel:

@@ -14,6 +14,7 @@ import stat
 
 from .cores import usable
 from .errors import CannotCreate, Failure, InputOutputError
+from .failures import PASSING, located
 from .remove import empty
 from .signals import postpone
 
@@ -44,45 +45,52 @@ class Temporary:
 
     def __init__(self, report: "Report") -> None:
         self._report = report
-        parent = os.environb.get(b"TMPDIR") or b"/tmp"
         self._prefix = b"poncho_package_run-%d-" % os.getuid()
         self.path = b""
         self.descriptor = -1
-        parent = os.path.realpath(parent)
-        with report.phase("sweep"):
+
+    def __enter__(self) -> "Temporary":
+        parent = os.path.realpath(os.environb.get(b"TMPDIR") or b"/tmp")
+        with self._report.phase("sweep"):
             self._sweep(parent)
         try:
             self._make(parent)
         except OSError as error:
             kind: Type[Failure] = CannotCreate
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            if error.errno in PASSING:
                 kind = InputOutputError
             raise kind(
                 "cannot make a temporary directory in {}: {}; set TMPDIR to a directory with "
                 "room".format(os.fsdecode(parent), error.strerror)
             )
-
-    def __enter__(self) -> "Temporary":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, _: object) -> None:
         postpone()
         with self._report.phase("remove"):
             _remove(self.path, self.descriptor)
+        if isinstance(error, OSError):
+            raise located(error, self.path)
 
     def _make(self, parent: bytes) -> None:
         for _ in range(_TRIES):
-            path = parent + b"/" + self._prefix + os.urandom(4).hex().encode()
+            # Known before it is made, so that a signal in between leaves nothing.
+            self.path = parent + b"/" + self._prefix + os.urandom(4).hex().encode()
             try:
-                os.mkdir(path, 0o700)
+                os.mkdir(self.path, 0o700)
             except FileExistsError:
                 continue
-            descriptor = os.open(path, _OPEN)
-            if _lease(descriptor, fcntl.LOCK_SH) is not False and _is_at(descriptor, path):
-                self.path, self.descriptor = path, descriptor
-                return
+            try:
+                self.descriptor = os.open(self.path, _OPEN)
+                if _lease(self.descriptor, fcntl.LOCK_SH) is not False and _is_at(
+                    self.descriptor, self.path
+                ):
+                    return
+            except BaseException:
+                os.rmdir(self.path)
+                raise
             # Another run's sweep came between mkdir and the lease: the directory is its.
-            os.close(descriptor)
+            os.close(self.descriptor)
         raise FileExistsError(errno.EEXIST, "no name is free")
 
     def _sweep(self, parent: bytes) -> None:
@@ -126,9 +134,17 @@ def _is_at(descriptor: int, path: bytes) -> bool:
 
 def _remove(path: bytes, descriptor: int) -> None:
     """Empty a directory, remove it, and only then end the lease."""
-    empty(descriptor, threads=min(usable(), 4))
+    for _ in range(2):
+        # What fails once may do the second time; what does not is for the next run's sweep.
+        empty(descriptor, threads=min(usable(), 4))
+        try:
+            os.rmdir(path)
+            break
+        except FileNotFoundError:
+            break
+        except OSError:
+            pass  # something in it is still in use
     try:
-        os.rmdir(path)
+        os.close(descriptor)
     except OSError:
-        pass  # something in it is still in use; the next run's sweep tries again
-    os.close(descriptor)
+        pass  # nothing was written that could get lost

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 
 def start(target: "Callable[[], object]", count: int = 1) -> "List[threading.Thread]":
-    """Start ``count`` daemon threads with every signal blocked but those of faults.
+    """Start up to ``count`` daemon threads with every signal blocked but those of faults.
+
+    Fewer where the system has no more to give (a limit on processes), perhaps none.
 
     A signal to the process goes to any thread that does not block it.  ``supervise`` blocks
     SIGCHLD and waits for it; a thread that has been joined may still be on its way out then,
@@ -19,9 +21,14 @@ def start(target: "Callable[[], object]", count: int = 1) -> "List[threading.Thr
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers(FAULTS))
     try:
-        threads = [threading.Thread(target=target, daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
+        threads: List[threading.Thread] = []
+        for _ in range(count):
+            thread = threading.Thread(target=target, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                break
+            threads.append(thread)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return threads

@@ -49,6 +49,7 @@ class Tree:
 
     Args:
         directory: descriptor of the target; it stays open.
+        path: the target's, for messages.
         reserved: the names directly below the target that begin like this are the tool's
             own; members of such names are passed over.
         manifest: told of every file, if there is one.
@@ -58,11 +59,16 @@ class Tree:
     """
 
     def __init__(
-        self, directory: int, reserved: bytes, manifest: "Optional[Manifest]" = None
+        self,
+        directory: int,
+        path: bytes,
+        reserved: bytes,
+        manifest: "Optional[Manifest]" = None,
     ) -> None:
         self.files = 0
         self.bytes = 0
         self._root = directory
+        self._path = path
         self._reserved = reserved
         self._manifest = manifest
         self._directories = Directories(directory)
@@ -94,12 +100,12 @@ class Tree:
             ArchiveError: a member is unsafe, or does not fit the others.
             CannotCreate, InputOutputError: the system refused; the message names the path.
         """
-        path = b""
+        path, size = b"", 0
         if writers:
-            self._pool = Writers(writers, 64, self._create_in_thread, self._failure)
+            self._start(writers, 64)
         try:
             for member in members:
-                path = member.path
+                path, size = member.path, member.size
                 if member.kind is FILE:
                     self._file(member)
                 elif member.kind is DIRECTORY:
@@ -109,12 +115,13 @@ class Tree:
                 else:
                     self._hard_link(member)
             self._drain()
+            size = 0
             for path, link in self._symlinks.items():
                 self._make_symlink(path, link)
                 if self._manifest is not None:
                     self._manifest.made(path)
         except OSError as error:
-            raise failure(error, path, self._root)
+            raise self._failure(error, path, size)
         finally:
             if self._pool is not None:
                 self._pool.close()
@@ -133,7 +140,7 @@ class Tree:
             except (FileNotFoundError, NotADirectoryError):
                 pass  # a later member took its place
             except OSError as error:
-                raise failure(error, path, self._root)
+                raise self._failure(error, path)
 
     # Files
 
@@ -168,8 +175,7 @@ class Tree:
             self._quickest = seconds
         if not self.files % _SAMPLES:
             if self._quickest > _SLOW_SECONDS and self._pool is None:
-                threads = capped(_SLOW_WRITERS)
-                self._pool = Writers(threads, 1, self._create_in_thread, self._failure)
+                self._start(capped(_SLOW_WRITERS), 1)
             self._quickest = 1.0
 
     def _create(self, descriptor: int, name: bytes, member: Member) -> int:
@@ -200,8 +206,20 @@ class Tree:
             raise IsADirectoryError
         return create(descriptor, name, member.mode)
 
-    def _failure(self, error: OSError, path: bytes) -> "Failure":
-        return failure(error, path, self._root)
+    def _failure(self, error: OSError, path: bytes, size: int = 0) -> "Failure":
+        """What an error means that was met at a member of ``size`` bytes."""
+        if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ):
+            return ArchiveError(
+                "{}: {}; pack it under a shorter name".format(printable(path), error.strerror)
+            )
+        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY):
+            return ArchiveError(unsafe(path, "takes the place of another member"))
+        return failure(error, os.path.join(self._path, path), self._root, size)
+
+    def _start(self, writers: int, together: int) -> None:
+        pool = Writers(writers, together, self._create_in_thread, self._failure)
+        if pool.works:
+            self._pool = pool
 
     def _settle(self, descriptor: int, name: bytes) -> None:
         """No file of this name is under way any more."""
@@ -215,7 +233,7 @@ class Tree:
                 try:
                     write(self._create(descriptor, name, member), member)
                 except OSError as error:
-                    raise self._failure(error, member.path)
+                    raise self._failure(error, member.path, member.size)
 
     def _parent(self, parent: bytes, path: bytes) -> int:
         """The descriptor of a member's directory, made if need be."""

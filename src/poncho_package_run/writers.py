@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Callable, Deque, List, Optional, Tuple
 
     Create = Callable[[int, bytes, Member], int]
-    Failed = Callable[[OSError, bytes], Exception]
+    Failed = Callable[[OSError, bytes, int], Exception]
     Task = Tuple[int, bytes, Member]
     Batch = Tuple[List[Task], int]
 
@@ -57,7 +57,10 @@ class Writers:
             seconds of processor time one by one, 2.4 by 64, as in one thread).
         create: opens a new file, given its directory, its name and the member;
             IsADirectoryError puts it off.
-        failed: what to raise for an error of the system, given the member's path.
+        failed: what to raise for an error of the system, given the member's path and size.
+
+    Attributes:
+        works (bool): the system had a thread to give.
     """
 
     def __init__(self, count: int, together: int, create: "Create", failed: "Failed") -> None:
@@ -74,6 +77,7 @@ class Writers:
         self._error: Optional[BaseException] = None
         self._closed = False
         self._threads = threads.start(self._run, count)
+        self.works = bool(self._threads)
 
     def write(self, directory: int, name: bytes, member: Member) -> None:
         """Have a file written.
@@ -162,7 +166,7 @@ class Writers:
                 except IsADirectoryError:
                     put_off.append((directory, name, member))
                 except OSError as error:
-                    failure = self._failed(error, member.path)
+                    failure = self._failed(error, member.path, member.size)
                 except BaseException as error:
                     failure = error
                 if failure:

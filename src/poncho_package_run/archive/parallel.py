@@ -76,6 +76,24 @@ class Lane:
             yield chunk
 
 
+class _Inline(Lane):
+    """A lane whose work its consumer does itself."""
+
+    def __init__(self, item: "Any", work: "Callable[[Any], Iterable[bytes]]") -> None:
+        self.item = item
+        self.error = None
+        self._work = work
+
+    def cancel(self) -> None:
+        """Nothing was produced ahead."""
+
+    def __iter__(self) -> "Iterator[bytes]":
+        try:
+            yield from self._work(self.item)
+        except Exception as error:  # as in a thread: the consumer decides what it means
+            self.error = error
+
+
 def lanes(
     work: "Callable[[Any], Iterable[bytes]]", items: "Iterable[Any]", workers: int, budget: int
 ) -> "Generator[Lane, None, None]":
@@ -84,7 +102,7 @@ def lanes(
     Args:
         work: gives the chunks of one item; runs in a thread.
         items: asked for one by one, by one thread at a time.
-        workers: how many threads.
+        workers: how many threads; if none can be started, the consumer works.
         budget: bytes that one lane may hold before its producer waits.
 
     Closing the generator stops the threads, which are daemons: one that does not stop at once
@@ -120,6 +138,12 @@ def lanes(
                 changed.notify_all()
 
     threads = start(produce, workers)
+    if not threads:
+        for item in source:
+            yield _Inline(item, work)
+        return
+    with changed:
+        state["left"] -= workers - len(threads)
     try:
         while True:
             with changed:
