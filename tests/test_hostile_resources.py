@@ -1,0 +1,233 @@
+"""Tar archives that claim much, or hold much of nothing: memory stays bounded all the same."""
+
+import gzip
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from support.tars import (
+    END,
+    directory,
+    header,
+    longname,
+    member,
+    pax,
+    pax_record,
+    symlink,
+)
+
+MIB = 1 << 20
+PEAK = 64 * MIB
+HUNG = 240
+EITHER = -1
+HISTORY = member(b"conda-meta/history")
+OLD = b"/opt/placeholder"
+LONG = OLD + b"_placehold" * 24
+ZEROS = bytes(MIB)
+
+
+class Case(NamedTuple):
+    """``pieces`` make the archive; the tool's status is ``status``, or with EITHER 0 or 65."""
+
+    status: int
+    pieces: Callable[[], Iterable[bytes]]
+
+
+def once(*pieces: bytes) -> Callable[[], Iterable[bytes]]:
+    return lambda: (HISTORY, *pieces, END)
+
+
+def zeros(count: int) -> Iterator[bytes]:
+    """``count`` MiB of zeros."""
+    return (ZEROS for _ in range(count))
+
+
+def file_of(name: bytes, first: bytes, filler: bytes, mib: int) -> Iterator[bytes]:
+    """A member of so many MiB: ``first``, then ``filler`` over and over."""
+    yield header(name, size=mib * MIB)
+    block = (filler * (MIB // len(filler) + 1))[:MIB]
+    yield first + block[len(first) :]
+    for _ in range(mib - 1):
+        yield block
+
+
+def record(path: str, mode: str, placeholder: bytes = OLD) -> bytes:
+    text = f"#!python\n_prefix_records = [\n({path!r}, {placeholder.decode()!r}, {mode!r})\n]\n"
+    return member(b"bin/conda-unpack", text.encode(), mode=0o755)
+
+
+def global_keys() -> Iterator[bytes]:
+    """Global headers whose keywords all differ: 180 MB for a reader that keeps what it sees."""
+    yield HISTORY
+    for number in range(200):
+        yield pax(pax_record(b"evil.%d" % number, bytes(900_000)), type=b"g")
+    yield member(b"f", b"x") + END
+
+
+def long_links() -> Iterator[bytes]:
+    """15,000 symlinks with targets of 4,000 bytes: 60 MB of targets."""
+    yield HISTORY
+    for number in range(15_000):
+        yield longname(b"t" * 4000, type=b"K") + symlink(b"l/%d" % number, b"")
+    yield END
+
+
+CASES = {
+    "gh-151497-long-name-of-1-TiB": Case(
+        65, lambda: (HISTORY, header(b"././@LongLink", size=1 << 40, type=b"L", magic="gnu"))
+    ),
+    "gh-151497-long-name-of-1-TiB-and-data": Case(
+        65,
+        lambda: (
+            HISTORY,
+            header(b"././@LongLink", size=1 << 40, type=b"L", magic="gnu"),
+            *zeros(200),
+        ),
+    ),
+    "gh-155633-pax-record-of-64-MiB": Case(
+        65, lambda: (HISTORY, pax(pax_record(b"path", b"p" * 64 * MIB)), member(b"f"), END)
+    ),
+    "pax-comment-of-64-MiB": Case(
+        65, lambda: (HISTORY, pax(pax_record(b"comment", b"p" * 64 * MIB)), member(b"f"), END)
+    ),
+    "pax-header-of-1-TiB": Case(
+        65, lambda: (HISTORY, header(b"pax", size=1 << 40, type=b"x"), *zeros(200))
+    ),
+    "pax-of-100000-records": Case(
+        0,
+        once(pax(b"".join(pax_record(b"k%d" % n, b"") for n in range(60_000))), member(b"f", b"x")),
+    ),
+    "10000-long-names-in-a-row": Case(
+        0, once(longname(b"n" * 4000) * 10_000, longname(b"f"), member(b"f"))
+    ),
+    "global-pax-keywords": Case(0, global_keys),
+    "file-of-8-GiB-cut-after-200-MiB": Case(
+        65, lambda: (HISTORY, header(b"big", size=8 << 30), *zeros(200))
+    ),
+    "file-of-128-MiB-of-zeros": Case(
+        0, lambda: (HISTORY, header(b"big", size=128 * MIB), *zeros(128), END)
+    ),
+    "1-GiB-of-zeros-behind-the-end": Case(0, lambda: (HISTORY, END, *zeros(1024))),
+    "100000-members-of-one-name": Case(
+        0, lambda: (HISTORY, *(member(b"d/f", b"x") * 1000 for _ in range(100)), END)
+    ),
+    "100000-symlinks-of-one-name": Case(
+        0, lambda: (HISTORY, *(symlink(b"d/s", b"x" * 90) * 1000 for _ in range(100)), END)
+    ),
+    "30000-directories": Case(0, once(*(directory(b"d/%d" % number) for number in range(30_000)))),
+    "15000-symlinks-with-long-targets": Case(0, long_links),
+    "2000-levels": Case(0, once(longname(b"d/" * 2000 + b"f"), member(b"f", b"x"))),
+    "2000-levels-then-damage": Case(
+        65, once(longname(b"d/" * 2000 + b"f"), member(b"f", b"x"), header(b"", checksum=b"1"))
+    ),
+    "60000-levels": Case(65, once(longname(b"d/" * 60_000 + b"f"), member(b"f", b"x"))),
+    "conda-unpack-of-128-MiB": Case(
+        65,
+        lambda: (
+            HISTORY,
+            *file_of(b"bin/conda-unpack", b"#!\n_prefix_records = [\n", b" ", 128),
+            END,
+        ),
+    ),
+    "text-record-of-128-MiB": Case(
+        0, lambda: (HISTORY, *file_of(b"f", OLD, OLD + b"\n", 128), record("f", "text"), END)
+    ),
+    "binary-record-of-128-MiB": Case(
+        0,
+        lambda: (
+            HISTORY,
+            *file_of(b"f", b"", b"/x" + LONG + b"/lib\0", 128),
+            record("f", "binary", LONG),
+            END,
+        ),
+    ),
+    "binary-record-without-an-end-of-128-MiB": Case(
+        0, lambda: (HISTORY, *file_of(b"f", LONG, b"a", 128), record("f", "binary", LONG), END)
+    ),
+    "text-record-that-makes-20-MiB-grow": Case(
+        EITHER, lambda: (HISTORY, *file_of(b"f", b"", b"a", 20), record("f", "text", b"a"), END)
+    ),
+    "placeholder-longer-than-a-window": Case(
+        EITHER,
+        lambda: (
+            HISTORY,
+            *file_of(b"f", b"", b"a", 20),
+            record("f", "binary", b"b" * (8 * MIB + 1)),
+            END,
+        ),
+    ),
+    "placeholder-twice-as-long-as-a-window": Case(
+        EITHER,
+        lambda: (
+            HISTORY,
+            *file_of(b"f", b"", b"a", 20),
+            record("f", "binary", b"b" * 16 * MIB),
+            END,
+        ),
+    ),
+}
+
+# A process's peak includes that of the one it was forked from; so a small one forks, and reports.
+_MEASURE = """
+import os, resource, sys
+status = os.spawnv(os.P_WAIT, sys.argv[1], sys.argv[1:])
+os.write(1, b"%d" % resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resource_claims(name: str, tmp_path: Path, prepare: Callable[..., dict[str, Any]]) -> None:
+    case = CASES[name]
+    archive = tmp_path / "archive.tar.gz"
+    with gzip.open(archive, "wb", compresslevel=1) as stream:
+        for piece in case.pieces():
+            stream.write(piece)
+    arguments = prepare(("-e", archive, "true"), None, None, {"umask": 0o022})
+    arguments["args"] = [sys.executable, "-I", "-S", "-c", _MEASURE, *arguments["args"]]
+    process = subprocess.Popen(**arguments, start_new_session=True)
+    try:
+        stdout, stderr = process.communicate(timeout=HUNG)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        left = os.listdir(tmp_path / "tmp")
+        # What a failure leaves may be too deep for pytest's own way of removing a directory.
+        subprocess.run(["rm", "-rf", tmp_path / "tmp"], check=True)
+    expected = (0, 65) if case.status == EITHER else (case.status,)
+    assert process.returncode in expected, stderr
+    if process.returncode:
+        assert stderr.startswith(b"poncho_package_run: ")
+        assert stderr.count(b"\n") == 1
+        assert len(stderr) < 10_000
+    else:
+        assert stderr == b""
+    assert left == []
+    assert int(stdout) * 1024 <= PEAK
+
+
+def test_2000_levels_are_unpacked(
+    tmp_path: Path, run: "Callable[..., subprocess.CompletedProcess[bytes]]"
+) -> None:
+    archive = tmp_path / "archive.tar"
+    archive.write_bytes(b"".join(CASES["2000-levels"].pieces()))
+    target = tmp_path / "target"
+    try:
+        run("-d", target, "-e", archive, "true", check=True)
+        below = os.open(target, os.O_RDONLY)
+        for _ in range(2000):
+            deeper = os.open("d", os.O_RDONLY, dir_fd=below)
+            os.close(below)
+            below = deeper
+        assert os.listdir(below) == ["f"]
+        os.close(below)
+    finally:
+        # Too deep for pytest's own way of removing a directory.
+        subprocess.run(["rm", "-rf", target], check=True)
