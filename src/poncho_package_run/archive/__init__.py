@@ -93,7 +93,7 @@ class Archive:
                 progress(source.position, source.size)
             return
         chunks = self._chunks()
-        if self._cores > 1 and self.kind != "tar":
+        if self._cores > 1:
             from .parallel import prefetch
 
             chunks = self._ahead = prefetch(chunks, _AHEAD)
