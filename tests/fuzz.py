@@ -132,7 +132,6 @@ def unpack(archive: Path, target: bytes) -> bool:
         assert message and "\n" not in message, repr(message)
         return False
     finally:
-        place.manifest.close()
         os.close(place.descriptor)
 
 
