@@ -316,6 +316,8 @@ class Tree:
             raise ArchiveError(unsafe(path, "is a hard link to " + printable(member.target)))
         if len(parts) == 1 and parts[0].startswith(self._reserved):
             return
+        if target.startswith(self._reserved):
+            raise ArchiveError(unsafe(path, "is a hard link to a file of this tool"))
         if target in self._symlinks:
             self._symlinks[path] = self._symlinks[target]
             return
