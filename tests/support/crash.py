@@ -153,14 +153,14 @@ class Place:
     def run(
         self, *words: Word, wrapper: Sequence[Word] = ()
     ) -> "subprocess.CompletedProcess[bytes]":
-        """Run the tool to its end, in a minute at most."""
+        """Run the tool to its end, in two minutes at most."""
         return subprocess.run(
             [*wrapper, sys.executable, "-S", self.artifact, *words],
             env={"PATH": os.environ["PATH"], "TMPDIR": str(self.tmp), "HOME": "/proc"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            timeout=60,
+            timeout=120,
             cwd="/",
         )
 
