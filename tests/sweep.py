@@ -9,6 +9,7 @@ The last line says how many runs were killed and how many of the next ones faile
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -37,12 +38,14 @@ def sweep(row: tuple, share: float, options: argparse.Namespace, root: Path) -> 
     points = scenario.points()
     chosen = crash.spread(points, round(len(points) * share) or 1)
     if options.at:
-        chosen = [crash.Point(*each.split(":")) for each in options.at]
+        chosen = [
+            crash.Point(name, int(at)) for name, at in (each.split(":") for each in options.at)
+        ]
     killed = failed = 0
     for point in chosen:
         try:
             killed += scenario.strike(point)
-        except AssertionError as error:
+        except (AssertionError, subprocess.TimeoutExpired) as error:
             failed += 1
             print(f"{name}, at {point}: {error}", flush=True)
     print(f"{name}: {len(points)} points, {killed} killed, {failed} failed", flush=True)

@@ -91,9 +91,17 @@ def main() -> None:
 
         status = run(Options(sys.argv[1:]))
     except BaseException as error:
-        from .explain import status_of
+        try:
+            from .explain import status_of
 
-        status = status_of(error)
+            status = status_of(error)
+        except Exception:
+            # The artifact has been removed or replaced under us, so that nothing can be imported.
+            status = 74
+            if sys.stderr:
+                archive = __file__.partition("/site-packages")[0]
+                text = "poncho_package_run: {} was removed or changed while it ran; copy it anew\n"
+                sys.stderr.write(text.format(archive))
     sys.exit(status)
 
 

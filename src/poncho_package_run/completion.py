@@ -30,10 +30,10 @@ def is_complete(directory: bytes, archive: "Optional[bytes]") -> bool:
     """
     try:
         handle = os.open(directory + b"/" + MARKER, os.O_RDONLY | os.O_CLOEXEC)
+        marker = os.read(handle, 65536)
+        os.close(handle)
     except OSError:
-        return False
-    marker = os.read(handle, 65536)
-    os.close(handle)
+        return False  # none, or told when its lock has been taken
     # The common case is told by comparing bytes; parsing JSON would cost 3 ms.
     try:
         same = b""

@@ -17,11 +17,15 @@ def status_of(error: BaseException) -> int:
     status, message = Failure.status, "{}: {}".format(type(error).__name__, error)
     if isinstance(error, Failure):
         status, message = error.status, str(error)
+    elif isinstance(error, ImportError):
+        raise error  # no module of ours is missing, but the file that they are read from
     elif isinstance(error, MemoryError):
         status, message = 74, "out of memory; give the task more"
-    elif isinstance(error, OSError):
+    elif isinstance(error, OSError) and error.filename is not None:
         failed = located(error, b"")
         status, message = failed.status, str(failed)
+    elif isinstance(error, OSError):
+        status, message = 74, "the system says: {}; try again".format(error.strerror)
     else:
         message += " (a defect of this tool; please report it with this line)"
     warn(message)

@@ -175,7 +175,10 @@ class Target:
         """
         names = os.listdir(self.path)
         if MARKER in names and UNPACKING not in names:
-            self._damage = verify.prove(self.path + b"/" + MARKER, self.path)
+            try:
+                self._damage = verify.prove(self.path + b"/" + MARKER, self.path)
+            except OSError as error:
+                raise located(error, self.path + b"/" + MARKER)
             return bool(self._damage)
         return UNPACKING in names or all(name.startswith(UNPACKING) for name in names)
 

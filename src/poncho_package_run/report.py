@@ -50,6 +50,12 @@ class Report:
         self._phase_began = time.monotonic()
         self._due = self._phase_began + _FIRST
         self._drawn = 0
+        for number in (0, 1, 2):
+            try:
+                os.fstat(number)
+            except OSError:
+                # Else a file of the environment would get the number, and then the messages.
+                os.open(os.devnull, os.O_RDWR)
         try:
             self._columns = os.get_terminal_size(2).columns or 80  # a new pseudo-terminal says 0
         except OSError:

@@ -134,9 +134,9 @@ def _is_at(descriptor: int, path: bytes) -> bool:
 
 def _remove(path: bytes, descriptor: int) -> None:
     """Empty a directory, remove it, and only then end the lease."""
-    for _ in range(2):
+    for threads in (min(usable(), 4), 1):
         # What fails once may do the second time; what does not is for the next run's sweep.
-        empty(descriptor, threads=min(usable(), 4))
+        empty(descriptor, threads=threads)
         try:
             os.rmdir(path)
             break

@@ -124,10 +124,14 @@ def _flushed(data: bytes) -> bytes:
 
 
 class Point(NamedTuple):
-    """The ``number``-th (from 1) call of ``name`` that the tool's main thread makes."""
+    """The ``number``-th (from 1) call of ``name`` that the tool's main thread makes.
+
+    ``arguments`` is what strace shows of it.
+    """
 
     name: str
     number: int
+    arguments: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}:{self.number}"
@@ -149,14 +153,14 @@ class Place:
     def run(
         self, *words: Word, wrapper: Sequence[Word] = ()
     ) -> "subprocess.CompletedProcess[bytes]":
-        """Run the tool to its end, in a minute at most."""
+        """Run the tool to its end, in two minutes at most."""
         return subprocess.run(
             [*wrapper, sys.executable, "-S", self.artifact, *words],
             env={"PATH": os.environ["PATH"], "TMPDIR": str(self.tmp), "HOME": "/proc"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            timeout=60,
+            timeout=120,
             cwd="/",
         )
 
@@ -229,17 +233,21 @@ class Scenario:
                 continue
             counts[name] += 1
             if found and name == "execve" and rest.endswith(" = 0"):
-                return [*found, Point(name, counts[name])]  # what follows is the command's
+                return [*found, Point(name, counts[name], rest)]  # what follows is the command's
             if found and name in _PATHLESS or str(self.place.root) in rest and name != "execve":
-                found.append(Point(name, counts[name]))
+                found.append(Point(name, counts[name], rest))
         return found
+
+    def disturb(self, point: Point, effect: str) -> "subprocess.CompletedProcess[bytes]":
+        """Have one call of a run fail ("error=EIO") or end it ("signal=KILL")."""
+        self.prepare()
+        injection = f"inject={point.name}:{effect}:when={point.number}"
+        wrapper = tracing.strace("-e", f"trace={point.name}", "-e", injection)
+        return self.place.run(*self.killed, wrapper=wrapper)
 
     def strike(self, point: Point) -> bool:
         """Kill a run at a point and check what follows; False if it ended before the point."""
-        self.prepare()
-        injection = f"inject={point.name}:signal=KILL:when={point.number}"
-        wrapper = tracing.strace("-e", f"trace={point.name}", "-e", injection)
-        result = self.place.run(*self.killed, wrapper=wrapper)
+        result = self.disturb(point, "signal=KILL")
         if (self.place.kept / MARKER).exists():
             self.look()
         self.check()

@@ -99,6 +99,13 @@ class Archive:
             chunks = self._ahead = prefetch(chunks, _AHEAD)
         for member in tar.members(_checked(chunks, source, progress)):
             yield member
+        # Of these no checksum would tell that two versions were read as one.
+        if self.kind in ("tar", "zstd") and source.has_changed():
+            raise ArchiveError(
+                "{} was written while it was read; try again when it is complete".format(
+                    source.name
+                )
+            )
 
     def _chunks(self) -> "Iterator[bytes]":
         """The tar stream; decoded in as many threads as there are processors to use."""

@@ -77,6 +77,11 @@ class Source:
             raise self._failed(error)
         return data
 
+    def has_changed(self) -> bool:
+        """Whether a regular file has been written since it was opened."""
+        status = os.fstat(self.fd)
+        return self.seekable and (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns)
+
     def seek(self, offset: int) -> None:
         """Go on reading at ``offset`` bytes; needs ``seekable``."""
         os.lseek(self.fd, offset, os.SEEK_SET)
