@@ -133,6 +133,8 @@ def unpack(archive: Path, target: bytes) -> bool:
         return False
     finally:
         os.close(place.descriptor)
+        if place.manifest.handle >= 0:
+            os.close(place.manifest.handle)
 
 
 def run_one(world: World, data: bytes) -> tuple[str, str]:

@@ -62,7 +62,11 @@ class Archive:
     def __init__(self, path: bytes) -> None:
         self.source = Source(path)
         self._cores = usable()
-        self.kind = recognise(self.source)
+        try:
+            self.kind = recognise(self.source)
+        except Exception:
+            self.source.close()
+            raise
         self.writers = self._cores if self.kind == "zip" and self._cores > 1 else 0
         self._ahead: Optional[Generator[bytes, None, None]] = None
 
