@@ -37,6 +37,7 @@ REASONS = {
     "pax-nil-sparse-data.tar": SPARSE,
     "pax-nil-sparse-hole.tar": SPARSE,
     "pax-nul-path.tar": NUL,
+    "pax-pos-size-file.tar": TRUNCATED,
     "special-chardev.tar": SPECIAL,
     "special-fifo.tar": SPECIAL,
     "ustar-file-reg.tar": TRUNCATED,

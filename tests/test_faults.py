@@ -298,6 +298,21 @@ def test_a_directory_that_is_removed_while_another_run_waits_for_it(spawn, tmp_p
     assert second.communicate(timeout=60) == (b"hello from " + bytes(kept), b"")
 
 
+def test_a_sandbox_that_is_removed_is_not_made_again(spawn, tmp_path):
+    """An engine deletes a task's sandbox while two orphans are busy in it."""
+    archive = crash.archive(tmp_path / "archive", "tar.gz")
+    kept = tmp_path / "sandbox" / "place" / "kept"
+    first = Stopped(spawn, archive, kept)
+    second = spawn("-e", archive, "-d", kept, "hello")
+    time.sleep(0.5)
+    assert second.poll() is None
+    shutil.rmtree(tmp_path / "sandbox")
+    refused(first.end(), 74, str(kept))
+    output, errors = second.communicate(timeout=60)
+    refused(subprocess.CompletedProcess((), second.returncode, output, errors), 73, str(kept))
+    assert not (tmp_path / "sandbox").exists()
+
+
 def test_the_artifact_that_is_removed_under_it(spawn, artifact, tmp_path):
     """As when the sandbox of an orphan is deleted: modules are read when they are needed."""
     copy = Path(shutil.copy(artifact, tmp_path / "copy"))

@@ -15,7 +15,8 @@ from .errors import CannotCreate, InputOutputError
 from .failures import located
 from .lock import acquire
 from .publish import flush
-from .relocate import SCRIPT, Relocation
+from .records import SCRIPT
+from .relocate import Relocation
 from .report import warn
 from .signals import interruptible
 

@@ -75,8 +75,11 @@ def prefix_in(directory: bytes) -> bytes:
     if _is_prefix(directory):
         return directory
     below = [name for name in os.listdir(directory) if not name.startswith(OURS)]
-    if len(below) == 1 and _is_prefix(directory + b"/" + below[0]):
-        return directory + b"/" + below[0]
+    if len(below) == 1:
+        only = directory + b"/" + below[0]
+        # Through a symlink it would be somewhere else, where nothing is ours to relocate.
+        if _is_prefix(only) and not os.path.islink(only):
+            return only
     from .errors import ArchiveError
 
     raise ArchiveError(

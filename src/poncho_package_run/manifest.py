@@ -28,7 +28,7 @@ from .failures import failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Iterable, Iterator, List, Tuple
+    from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
     from .archive.member import Buffer, Member
 
@@ -101,17 +101,24 @@ class Manifest:
         self._links[path] = self._links.get(target, target)
         return self._links[path]
 
-    def rewritten(self, path: bytes, handle: int, pieces: "List[Tuple[int, bytes]]") -> None:
+    def rewritten(
+        self, path: bytes, handle: int, pieces: "Optional[List[Tuple[int, bytes]]]"
+    ) -> None:
         """Record a file that was relocated.
 
         Args:
             path: absolute.
             handle: the file, open for reading.
-            pieces: what was written at which offset.
+            pieces: what was written at which offset; None if that is not known.
         """
+        if len(self._records) >= _WAITING:
+            self._write()
         path = path[len(self._directory) + 1 :]
         path = self._links.get(path, path)
         size = os.fstat(handle).st_size
+        if pieces is None:
+            self._records.append(b"w %d %x %s\0" % (size, sample(handle, size, True), path))
+            return
         if len(pieces) == 1 and pieces[0][0] == 0 and len(pieces[0][1]) == size:
             self._records.append(b"w %d %x %s\0" % (size, crc32(pieces[0][1]), path))
             return

@@ -25,7 +25,7 @@ from .report import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Callable, Optional
 
     from .archive.source import Source
     from .cli import Options
@@ -119,8 +119,11 @@ class Target:
     def _acquire(self) -> None:
         options, report = self._options, self._report
         with report.phase("lock"):
+            make: Callable[[bytes], None] = os.makedirs
             while True:
-                self._make()
+                self._make(make)
+                # Whoever has removed DIR and what is above it since does not want that back.
+                make = os.mkdir
                 try:
                     self._lock = acquire(
                         self.path,
@@ -144,10 +147,10 @@ class Target:
                         )
                     raise
 
-    def _make(self) -> None:
+    def _make(self, make: "Callable[[bytes], None]") -> None:
         path = self.path
         try:
-            os.makedirs(path)
+            make(path)
             self._made = True
         except FileExistsError:
             pass

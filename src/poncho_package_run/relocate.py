@@ -1,34 +1,25 @@
-"""Prefix records to rewritten files: what conda-unpack does, checked first and all or nothing.
-
-The records stand in ``bin/conda-unpack``, a Python script that conda-pack writes: one tuple
-``(path, placeholder, mode)`` a line in a list.  They are read as data; no line of it is run.
-"""
+"""Prefix records to rewritten files: what conda-unpack does, checked first and all or nothing."""
 
 import errno
 import os
 import stat
 
-from .directories import Directories, components, printable
+from .directories import Directories, printable
+from .edits import edit, is_large, occurrences, replaced, write
 from .errors import ArchiveError, RelocationError
 from .failures import failure
+from .records import SCRIPT, malformed, records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
-    Edits = List[Tuple[bytes, bool]]
-    Piece = Tuple[int, bytes]
-    Rewritten = Callable[[bytes, int, List[Piece]], None]
+    from .edits import Edits, Piece
 
-SCRIPT = b"bin/conda-unpack"
-_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-_BEGIN, _END = b"\n_prefix_records = [\n", b"\n]\n"
+    Rewritten = Callable[[bytes, int, Optional[List[Piece]]], None]
+    Change = Tuple[bytes, int, os.stat_result, Edits, Optional[bytes]]
 
-# Linux took 127 bytes of a shebang line until 5.1, and other systems still do.
-_SHEBANG_LIMIT = 127
-
-# Above this, a binary file is gone through in windows (contract: 64 MiB for everything).
-_WINDOW = 8 << 20
+_ANEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def relocate(prefix: bytes, rewritten: "Optional[Rewritten]" = None) -> int:
@@ -49,7 +40,7 @@ def relocate(prefix: bytes, rewritten: "Optional[Rewritten]" = None) -> int:
             relocation.check()
             relocation.apply(rewritten)
         except OSError as error:
-            name = os.fsencode(error.filename or b"bin/conda-unpack")
+            name = os.fsencode(error.filename or SCRIPT)
             raise failure(error, os.path.join(prefix, name), directory)
         finally:
             relocation.close()
@@ -77,12 +68,9 @@ class Relocation:
         self._prefix = prefix
         self._files: Dict[bytes, Edits] = {}
         self.records = 0
-        for path, placeholder, mode in _read_records(directory):
+        for path, placeholder, binary in records(directory):
             self.records += 1
-            binary = mode == "binary"
-            if not placeholder or mode not in ("text", "binary"):
-                raise ArchiveError(_malformed("the record of " + printable(path)))
-            edits = self._files.setdefault(b"/".join(components(path)), [])
+            edits = self._files.setdefault(path, [])
             # Two packages that own one path have a record each; one replacement is all it takes.
             if placeholder != prefix and (placeholder, binary) not in edits:
                 edits.append((placeholder, binary))
@@ -100,7 +88,7 @@ class Relocation:
                     if handle is None:
                         continue
                     try:
-                        found = next(_occurrences(handle, placeholder), None) is not None
+                        found = next(occurrences(handle, placeholder), None) is not None
                     finally:
                         os.close(handle)
                     if found:
@@ -123,12 +111,16 @@ class Relocation:
             OSError: what the system said; its filename is the path.
         """
         count = 0
-        for path, handle, status, pieces, whole in self._changes():
+        for path, handle, status, edits, new in self._changes():
+            pieces: Optional[List[Piece]]
             try:
                 with self._writable(path, handle, status) as output:
-                    end = _write(output, pieces)
-                    if whole:
-                        os.ftruncate(output, end)
+                    if new is None:
+                        pieces = edit(handle, output, edits, self._prefix)
+                    else:
+                        pieces = [(0, new)]
+                        if write(output, 0, new) < status.st_size:
+                            os.ftruncate(output, len(new))
             except OSError as error:
                 error.filename = path
                 raise
@@ -148,7 +140,7 @@ class Relocation:
         """
         changed: List[bytes] = []
         staged: Dict[tuple, bytes] = {}
-        for path, handle, status, pieces, whole in self._changes(in_place=False):
+        for path, handle, status, edits, data in self._changes(in_place=False):
             new = name_of(len(changed))
             changed.append(path)
             # Names of one file stay names of one file, if they are rewritten alike.
@@ -158,9 +150,11 @@ class Relocation:
                 continue
             output = os.open(new, _ANEW, 0o600)
             try:
-                if not whole:
+                if data is None:
                     _copy(handle, output)
-                _write(output, pieces)
+                    edit(output, output, edits, self._prefix)
+                else:
+                    write(output, 0, data)
                 os.fchmod(output, stat.S_IMODE(status.st_mode) & 0o777)
             finally:
                 os.close(output)
@@ -169,10 +163,11 @@ class Relocation:
     def close(self) -> None:
         self._directories.close()
 
-    def _changes(
-        self, in_place: bool = True
-    ) -> "Iterator[Tuple[bytes, int, os.stat_result, List[Piece], bool]]":
-        """(path, open file, its status, [(offset, bytes)], are they all of it) of each change."""
+    def _changes(self, in_place: bool = True) -> "Iterator[Change]":
+        """(path, open file, its status, edits, new content) of each change.
+
+        The content is None for a large file, which is to be edited in place.
+        """
         done: Dict[Tuple[int, int], Edits] = {}
         for path, edits in self._files.items():
             handle = self._open(path) if edits else None
@@ -186,17 +181,16 @@ class Relocation:
                     before = done.setdefault((status.st_dev, status.st_ino), [])
                     edits = [edit for edit in edits if edit not in before]
                     before.extend(edits)
-                if status.st_size > _WINDOW and all(binary for _, binary in edits):
-                    pieces: List[Piece] = []
-                    for placeholder, _ in edits:
-                        pieces.extend(_binary_pieces(handle, placeholder, self._prefix))
-                    if pieces:
-                        yield path, handle, status, pieces, False
+                    if not edits:
+                        continue
+                if is_large(status.st_size, edits, self._prefix):
+                    if any(next(occurrences(handle, old), None) is not None for old, _ in edits):
+                        yield path, handle, status, edits, None
                     continue
                 data = _read(handle, status.st_size)
                 new = replaced(data, edits, self._prefix)
                 if new is not data and new != data:
-                    yield path, handle, status, [(0, new)], True
+                    yield path, handle, status, edits, new
             except OSError as error:
                 error.filename = path
                 raise
@@ -218,6 +212,8 @@ class Relocation:
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise malformed("the record of " + printable(path))
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
                 raise ArchiveError(
                     "the archive is unsafe: a prefix record names {}, which is reached through a "
@@ -227,7 +223,7 @@ class Relocation:
             raise
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
-            raise ArchiveError(_malformed("the record of {}, no file,".format(printable(path))))
+            raise malformed("the record of {}, no file,".format(printable(path)))
         return handle
 
     def _writable(self, path: bytes, handle: int, status: os.stat_result) -> "_Writable":
@@ -242,9 +238,7 @@ class _Writable:
         self._mode = stat.S_IMODE(mode)
         if not mode & stat.S_IWUSR:
             os.fchmod(handle, self._mode | stat.S_IWUSR)
-        self._handle = os.open(
-            name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
-        )
+        self._handle = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
 
     def __enter__(self) -> int:
         return self._handle
@@ -253,140 +247,6 @@ class _Writable:
         if not self._mode & stat.S_IWUSR:
             os.fchmod(self._handle, self._mode)
         os.close(self._handle)
-
-
-def replaced(data: bytes, edits: "Edits", prefix: bytes) -> bytes:
-    """A file's content with its placeholders replaced.
-
-    Args:
-        data: the content.
-        edits: (placeholder, binary) pairs, in the records' order.
-        prefix: what replaces the placeholders.
-
-    The rules are conda-unpack's (conda_pack/prefixes.py).  text: every occurrence.  binary:
-    from each occurrence to the next NUL, all occurrences, and NULs to the old length; a string
-    that no NUL closes stays as it is.
-    """
-    shebang = data[:2] == b"#!"
-    for placeholder, binary in edits:
-        if placeholder not in data:
-            continue
-        if not binary:
-            data = data.replace(placeholder, prefix)
-            continue
-        pieces = []
-        at = 0
-        while True:
-            found = data.find(placeholder, at)
-            closed = data.find(b"\0", found + len(placeholder)) if found >= 0 else -1
-            if closed < 0:
-                break
-            pieces.append(data[at:found])
-            string = data[found:closed]
-            pieces.append(string.replace(placeholder, prefix).ljust(len(string), b"\0"))
-            at = closed
-        data = b"".join(pieces) + data[at:]
-    return _startable(data, prefix) if shebang else data
-
-
-def _startable(data: bytes, prefix: bytes) -> bytes:
-    """The same script, with a shebang line that the system can use.
-
-    A line over 127 bytes is cut, and one is split at a space in the prefix.  Then a Python
-    script is started by a shell through a line that is a string to Python (what pip and
-    distlib write); any other by env, which finds the interpreter in the activated environment.
-    """
-    line, newline, rest = data.partition(b"\n")
-    interpreter = line[2:].lstrip(b" \t")
-    if not interpreter.startswith(prefix + b"/") or not (
-        len(line) > _SHEBANG_LIMIT or b" " in prefix or b"\t" in prefix
-    ):
-        return data
-    words = interpreter[len(prefix) :].rstrip(b"\r").split(None, 1)
-    path, options = prefix + words[0], words[1:]
-    name = path.rpartition(b"/")[2]
-    if name.startswith((b"python", b"pypy")):
-        quoted = b"'" + path.replace(b"'", b"'\"'\"'") + b"'"
-        # Both a command of the shell and, between triple quotes, a string of Python.
-        start = b" ".join([b"'''exec'", quoted] + options + [b'"$0" "$@"'])
-        return b"#!/bin/sh\n" + start + b"\n' '''\n" + rest
-    return b" ".join([b"#!/usr/bin/env", name] + options) + newline + rest
-
-
-def _binary_pieces(handle: int, placeholder: bytes, prefix: bytes) -> "Iterator[Piece]":
-    """What to write where in a large binary file: (offset, bytes of equal length)."""
-    behind = 0
-    for found in _occurrences(handle, placeholder):
-        if found < behind:
-            continue  # in a string that has been replaced as a whole
-        string = os.pread(handle, 1 << 16, found)
-        while b"\0" not in string:
-            more = os.pread(handle, 1 << 20, found + len(string))
-            if not more or len(string) > _WINDOW:
-                return  # no NUL closes it
-            string += more
-        string = string[: string.index(b"\0")]
-        behind = found + len(string)
-        yield found, string.replace(placeholder, prefix).ljust(len(string), b"\0")
-
-
-def _occurrences(handle: int, sought: bytes) -> "Iterator[int]":
-    """The offsets of ``sought`` in an open file, in windows of bounded size."""
-    start = 0
-    while True:
-        window = os.pread(handle, _WINDOW, start)
-        at = window.find(sought)
-        while at >= 0:
-            yield start + at
-            at = window.find(sought, at + len(sought))
-        if len(window) < _WINDOW:
-            return
-        start += len(window) - len(sought) + 1
-
-
-def _read_records(directory: int) -> "Iterator[Tuple[bytes, bytes, str]]":
-    """The (path, placeholder, mode) records; none if the environment has no conda-unpack."""
-    directories = Directories(directory)
-    try:
-        handle = os.open(
-            b"conda-unpack",
-            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-            dir_fd=directories.of(b"bin"),
-        )
-    except OSError:  # none, or no file: an environment that needs no relocation
-        return
-    finally:
-        directories.close()
-    try:
-        script = _read(handle, os.fstat(handle).st_size)
-    finally:
-        os.close(handle)
-    begin = script.find(_BEGIN)
-    end = script.find(_END, begin + len(_BEGIN) - 1)
-    if begin < 0 or end < 0:
-        return  # not conda-pack's script
-    for line in script[begin + len(_BEGIN) : end].split(b"\n"):
-        fields = line.split(b"'")
-        if len(fields) == 7 and b"\\" not in line and fields[::2] in _PLAIN:
-            # All but a few: twenty times quicker than a parse (thousands of records).
-            yield fields[1], fields[3], fields[5].decode("ascii", "replace")
-            continue
-        if not line.strip():
-            continue
-        import ast  # 5 ms, for names with a quote or a byte that is not ASCII
-
-        try:
-            path, placeholder, mode = ast.literal_eval(line.decode("utf-8").strip().rstrip(","))
-            yield (
-                path.encode("utf-8", "surrogateescape"),
-                placeholder.encode("utf-8", "surrogateescape"),
-                mode,
-            )
-        except (ValueError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError):
-            raise ArchiveError(_malformed("the record " + printable(line)))
-
-
-_PLAIN = ([b"(", b", ", b", ", b"),"], [b"(", b", ", b", ", b")"])
 
 
 def _read(handle: int, size: int) -> bytes:
@@ -399,26 +259,10 @@ def _read(handle: int, size: int) -> bytes:
     return data
 
 
-def _write(handle: int, pieces: "List[Piece]") -> int:
-    """Write each piece at its offset; the end of the last."""
-    offset = 0
-    for offset, data in pieces:
-        view = memoryview(data)
-        while view:
-            count = os.pwrite(handle, view, offset)
-            view, offset = view[count:], offset + count
-    return offset
-
-
 def _copy(handle: int, output: int) -> None:
     offset = 0
     while True:
         data = os.pread(handle, 1 << 20, offset)
         if not data:
             return
-        offset = _write(output, [(offset, data)])
-
-
-def _malformed(what: str) -> str:
-    message = "the archive is damaged: {} in bin/conda-unpack makes no sense; pack it again"
-    return message.format(what)
+        offset = write(output, offset, data)

@@ -29,8 +29,15 @@ _SAMPLES = 16
 _SLOW_WRITERS = 16
 
 
+# POSIX's PATH_MAX on Linux: nobody could open a file by a longer name.
+_NAME_LIMIT = 4096
+
+# Bytes of symlinks that may wait to be made, with 300 for the objects of each.
+_SYMLINKS_LIMIT = 8 << 20
+
+
 class _Symlink:
-    """A symlink to be made at the end; hard links to it share the object."""
+    """A symlink that is still to be made; hard links to it share the object."""
 
     __slots__ = ("target", "mtime_ns", "made")
 
@@ -45,13 +52,15 @@ class Tree:
 
     Symlinks are made after everything else, so that while files are written there is none to
     follow; a member that would be written through one meets a plain directory of that name, and
-    the symlink, once due, finds its place taken: refused.
+    the symlink, once due, finds its place taken: refused.  (Where there are so many that memory
+    would run out, they are made earlier.  Then a walk to a member's directory ends at the symlink,
+    which it does not follow: refused as well.)
 
     Args:
         directory: descriptor of the target; it stays open.
         path: the target's, for messages.
         reserved: the names directly below the target that begin like this are the tool's
-            own; members of such names are passed over.
+            own; files of such names are passed over (a DIR of ours may have been packed).
         manifest: told of every file, if there is one.
 
     Attributes:
@@ -75,6 +84,7 @@ class Tree:
         self._directories.flush = self._drain  # type: ignore[method-assign]
         self._directories.creating = self._settle  # type: ignore[method-assign]
         self._symlinks: Dict[bytes, _Symlink] = {}
+        self._symlinks_size = 0
         self._attributes: Dict[tuple, Tuple[int, Optional[int]]] = {}
         self._umask = os.umask(0o077)
         os.umask(self._umask)
@@ -106,6 +116,8 @@ class Tree:
         try:
             for member in members:
                 path, size = member.path, member.size
+                if len(path) >= _NAME_LIMIT:
+                    raise ArchiveError(unsafe(path, "has a name longer than any path may be"))
                 if member.kind is FILE:
                     self._file(member)
                 elif member.kind is DIRECTORY:
@@ -114,12 +126,7 @@ class Tree:
                     self._symlink(member)
                 else:
                     self._hard_link(member)
-            self._drain()
-            size = 0
-            for path, link in self._symlinks.items():
-                self._make_symlink(path, link)
-                if self._manifest is not None:
-                    self._manifest.made(path)
+            self._make_symlinks()
         except OSError as error:
             raise self._failure(error, path, size)
         finally:
@@ -222,7 +229,9 @@ class Tree:
             self._pool = pool
 
     def _settle(self, descriptor: int, name: bytes) -> None:
-        """No file of this name is under way any more."""
+        """No file of this name is under way any more: a directory is to be made."""
+        if descriptor == self._root and name.startswith(self._reserved):
+            raise ArchiveError(unsafe(name, "is a directory where this tool has a file"))
         if self._pool is not None:
             self._pool.settle(descriptor, name)
 
@@ -282,6 +291,21 @@ class Tree:
         path = b"/".join(parts)
         self._symlinks.pop(path, None)
         self._symlinks[path] = _Symlink(member.target, member.mtime_ns)
+        self._symlinks_size += len(path) + len(member.target) + 300
+        if self._symlinks_size > _SYMLINKS_LIMIT:
+            self._make_symlinks()
+
+    def _make_symlinks(self) -> None:
+        self._drain()
+        for path, link in self._symlinks.items():
+            try:
+                self._make_symlink(path, link)
+            except OSError as error:
+                raise self._failure(error, path)
+            if self._manifest is not None:
+                self._manifest.made(path)
+        self._symlinks = {}
+        self._symlinks_size = 0
 
     def _make_symlink(self, path: bytes, link: _Symlink) -> None:
         parent, _, name = path.rpartition(b"/")
@@ -332,7 +356,7 @@ class Tree:
                 self._file(member)
                 return
             status = None
-        if status is None or not stat.S_ISREG(status.st_mode):
+        if status is None or not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
             what = "is a hard link to {}, which is no file of this archive"
             raise ArchiveError(unsafe(path, what.format(printable(member.target))))
         self._symlinks.pop(path, None)
@@ -342,7 +366,7 @@ class Tree:
             self._link(target, path)
             if self._manifest is not None:
                 target = self._manifest.linked(path, target)
-        if member.size:
+        if member.size and stat.S_ISREG(status.st_mode):
             # conda-pack's defect: the body is that of the one file that both names have.
             descriptor = self._parent(parent, path)
             if not status.st_mode & 0o200:

@@ -25,8 +25,7 @@ class Streams:
         self._decoder: Any = None
         self._zeros = 0
 
-    @staticmethod
-    def new_decoder() -> "Any":
+    def new_decoder(self) -> "Any":
         raise NotImplementedError
 
     def feed(self, data: bytes) -> "Iterator[bytes]":

@@ -60,6 +60,11 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
     while True:
         block = stream.header()
         if block is None:
+            if records or longname is not None or longlink is not None:
+                raise ArchiveError(
+                    "the archive is damaged: it ends behind an extended header, without the member "
+                    "that this describes; pack it again"
+                )
             break
         kind = block[156:157]
         size = _number(block[124:136], "size", block)
@@ -79,7 +84,8 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
         path = _name(block) if longname is None else longname
         target = None if longlink is None else longlink
         mtime_ns = None
-        if records or defaults:
+        extended = bool(records)
+        if extended or defaults:
             if defaults:
                 records = dict(list(defaults.items()) + list(records.items()))
             for key, value in records.items():
@@ -117,7 +123,9 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
             yield Member(SYMLINK, path, mode, mtime_ns, 0, _link(block, target))
         elif kind == b"1":
             target = _link(block, target)
-            if size and stream.body_follows(size, True):
+            # Where both would do: conda-pack writes pax headers, and the body; in the older
+            # dialects GNU tar and bsdtar expect none.
+            if size and stream.body_follows(size, extended):
                 member = stream.file(path, mode, mtime_ns, size)
                 member.kind = HARDLINK
                 member.target = target
@@ -335,8 +343,16 @@ def _number(field: bytes, what: str, block: bytes) -> int:
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         if field[0] & 0x40:
-            return value - (1 << (8 * len(field)))  # negative, two's complement
-        return value - (1 << (8 * len(field) - 1))
+            value -= 1 << (8 * len(field))  # negative, two's complement
+        else:
+            value -= 1 << (8 * len(field) - 1)
+        if -(1 << 63) <= value < 1 << 63:
+            return value
+        raise ArchiveError(
+            "the archive is damaged: {} has a {} of more than 64 bits; pack it again".format(
+                printable(_name(block)), what
+            )
+        )
     text = field.split(b"\0", 1)[0].strip(b" ")
     if not text:
         return 0
@@ -382,13 +398,17 @@ def _pax(body: bytes) -> "Dict[bytes, bytes]":
                     printable(value)
                 )
             )
-        records[key] = value
+        if key in _USED or key.startswith(b"GNU.sparse."):  # others may fill the memory
+            records[key] = value
         at = stop
     return records
 
 
+_USED = (b"path", b"linkpath", b"size", b"mtime")
+
+
 def _decimal(text: bytes, path: bytes) -> int:
-    if not text.isdigit() or len(text) > 19:
+    if not text.isdigit() or len(text.lstrip(b"0")) > 18:
         raise ArchiveError(
             "the archive is damaged: {} has the size {}; pack it again".format(
                 printable(path), printable(text)

@@ -23,9 +23,12 @@ class _XzStreams(Streams):
     padding = 4
     errors = (lzma.LZMAError, EOFError)
 
-    @staticmethod
-    def new_decoder() -> lzma.LZMADecompressor:
-        return lzma.LZMADecompressor()
+    _format = lzma.FORMAT_AUTO
+
+    def new_decoder(self) -> lzma.LZMADecompressor:
+        decoder = lzma.LZMADecompressor(self._format)
+        self._format = lzma.FORMAT_XZ  # a .lzma stands alone
+        return decoder
 
 
 def decode(source: Source, cores: int) -> "Iterator[bytes]":

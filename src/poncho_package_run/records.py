@@ -1,0 +1,100 @@
+"""The prefix records of ``bin/conda-unpack``, read as data; no line of that script is run.
+
+The script is Python, written by conda-pack (its core.py has the template): among its code
+stands one list, with a tuple ``(path, placeholder, mode)`` on each line.
+"""
+
+import os
+import stat
+
+from .completion import OURS
+from .directories import Directories, components, printable
+from .errors import ArchiveError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterator, Tuple
+
+SCRIPT = b"bin/conda-unpack"
+
+_BEGIN, _END = b"_prefix_records = [\n", b"]"
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+# A record has two paths: a line is longer only if it is meant to be.  90,000 records fit.
+_LINE_LIMIT = 1 << 16
+_SCRIPT_LIMIT = 32 << 20
+_PATH_LIMIT = 4096
+
+
+def records(directory: int) -> "Iterator[Tuple[bytes, bytes, bool]]":
+    """The (path, placeholder, is it binary) of each record; none without a script of conda-pack.
+
+    Args:
+        directory: descriptor of the environment's directory.
+
+    Raises:
+        ArchiveError: a record is malformed, or names something outside the environment.
+    """
+    directories = Directories(directory)
+    try:
+        handle = os.open(b"conda-unpack", _OPEN, dir_fd=directories.of(b"bin"))
+    except OSError:  # none, or no file: an environment that needs no relocation
+        return
+    finally:
+        directories.close()
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        return
+    with open(handle, "rb") as script:
+        if status.st_size > _SCRIPT_LIMIT:
+            raise malformed("a list of records of more than {} bytes".format(_SCRIPT_LIMIT))
+        lines = iter(lambda: script.readline(_LINE_LIMIT), b"")
+        if _BEGIN not in lines:
+            return
+        for line in lines:
+            fields = line.split(b"'")
+            if len(fields) == 7 and b"\\" not in line and fields[::2] in _PLAIN:
+                # All but a few: twenty times quicker than a parse (thousands of records).
+                _, path, _, placeholder, _, mode, _ = fields
+            elif line.rstrip() == _END:
+                return
+            elif line.strip():
+                path, placeholder, mode = _parsed(line)
+            else:
+                continue
+            if (
+                not 0 < len(placeholder) < _PATH_LIMIT
+                or mode not in (b"text", b"binary")
+                or b"\0" in path
+            ):
+                raise malformed("the record of " + printable(path))
+            parts = components(path)
+            if parts and parts[0].startswith(OURS):
+                raise malformed("the record of {}, a file of this tool,".format(printable(path)))
+            yield b"/".join(parts), placeholder, mode == b"binary"
+    raise malformed("a list of records without an end")
+
+
+_PLAIN = [
+    [before, b", ", b", ", after]
+    for before in (b"(", b"    (")
+    for after in (b"),\n", b")\n", b")")
+]
+
+
+def _parsed(line: bytes) -> "Tuple[bytes, bytes, bytes]":
+    import ast  # 5 ms, for names with a quote or a byte that is not ASCII
+
+    try:
+        record = ast.literal_eval(line.decode("utf-8").strip().rstrip(","))
+        path, placeholder, mode = [field.encode("utf-8", "surrogateescape") for field in record]
+    except (ValueError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError):
+        raise malformed("the record " + printable(line))
+    return path, placeholder, mode
+
+
+def malformed(what: str) -> ArchiveError:
+    """The error that says so of ``what``."""
+    message = "the archive is damaged: {} in bin/conda-unpack makes no sense; pack it again"
+    return ArchiveError(message.format(what))
