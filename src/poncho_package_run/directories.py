@@ -22,10 +22,15 @@ class Directories:
     A path is walked once, every component with O_NOFOLLOW relative to the one before it;
     after that, files are created relative to the descriptor.  A descriptor names the
     directory itself, so nothing that happens to a path later leads elsewhere.
+
+    Args:
+        root: descriptor of the tree's top.
+        limit: how many descriptors are kept open.
     """
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, limit: int = _LIMIT) -> None:
         self._root = root
+        self._limit = limit
         self._open: Dict[tuple, int] = {(): root}
         self._spelled: Dict[bytes, int] = {b"": root}
 
@@ -59,7 +64,7 @@ class Directories:
                     os.mkdir(name, 0o777, dir_fd=descriptor)
                 except FileExistsError:
                     pass  # opened below, if it is a directory
-            if len(self._open) >= _LIMIT:
+            if len(self._open) >= self._limit:
                 self._forget(parts[:index])
             try:
                 descriptor = os.open(name, _OPEN, dir_fd=descriptor)

@@ -90,7 +90,7 @@ def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
         prefix = prefix_in(target.path)
         with report.phase("relocate"):
             rewritten = manifest.rewritten if manifest is not None else None
-            report.records = relocate(prefix, rewritten)
+            report.records = relocate(prefix, rewritten, tree.overlap)
         tree.set_attributes()
         report.files, report.bytes = tree.files, tree.bytes
         return prefix, archive.source

@@ -3,16 +3,18 @@
 import errno
 import os
 import stat
+import threading
 
 from .directories import Directories, printable
 from .edits import edit, is_large, occurrences, replaced, write
 from .errors import ArchiveError, RelocationError
 from .failures import failure
 from .records import SCRIPT, malformed, records
+from .threads import start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterator, List, Optional, Tuple
+    from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
     from .edits import Edits, Piece
 
@@ -22,12 +24,20 @@ if TYPE_CHECKING:
 _ANEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def relocate(prefix: bytes, rewritten: "Optional[Rewritten]" = None) -> int:
+# Files that a thread takes at a time: neighbours, mostly of one directory.
+_TOGETHER = 16
+
+# Directories that it keeps open (see directories._LIMIT).
+_OPEN_IN_THREAD = 8
+
+
+def relocate(prefix: bytes, rewritten: "Optional[Rewritten]" = None, threads: int = 1) -> int:
     """Relocate a fresh environment to the path where it lies; the number of its records.
 
     Args:
         prefix: its path, absolute.
         rewritten: told of every file that was changed (see ``Manifest.rewritten``).
+        threads: how many to work with; more than one where each call makes it wait.
 
     Raises:
         ArchiveError, RelocationError: see Relocation; nothing has been written then.
@@ -38,7 +48,7 @@ def relocate(prefix: bytes, rewritten: "Optional[Rewritten]" = None) -> int:
         relocation = Relocation(directory, prefix)
         try:
             relocation.check()
-            relocation.apply(rewritten)
+            relocation.apply(rewritten, threads)
         except OSError as error:
             name = os.fsencode(error.filename or SCRIPT)
             raise failure(error, os.path.join(prefix, name), directory)
@@ -64,7 +74,11 @@ class Relocation:
     """
 
     def __init__(self, directory: int, prefix: bytes) -> None:
+        self._directory = directory
         self._directories = Directories(directory)
+        self._linked = threading.Lock()
+        self._telling = threading.Lock()
+        self._done: Dict[Tuple[int, int], Edits] = {}
         self._prefix = prefix
         self._files: Dict[bytes, Edits] = {}
         self.records = 0
@@ -84,7 +98,7 @@ class Relocation:
         for path, edits in self._files.items():
             for placeholder, binary in edits:
                 if binary and len(placeholder) < len(self._prefix):
-                    handle = self._open(path)
+                    handle = _open(path, self._directories)
                     if handle is None:
                         continue
                     try:
@@ -102,19 +116,54 @@ class Relocation:
                             )
                         )
 
-    def apply(self, rewritten: "Optional[Rewritten]" = None) -> int:
+    def apply(self, rewritten: "Optional[Rewritten]" = None, threads: int = 1) -> None:
         """Rewrite the files in place; for a tree that no one else can see or use yet.
 
-        In place, so that hard links stay links.  Returns how many changed.
+        In place, so that hard links stay links.
+
+        Args:
+            rewritten: see ``relocate``; called by one thread at a time.
+            threads: how many to work with.
 
         Raises:
             OSError: what the system said; its filename is the path.
         """
-        count = 0
-        for path, handle, status, edits, new in self._changes():
+        files = list(self._files.items())
+        if threads == 1:
+            self._apply(files, self._directories, rewritten)
+            return
+        groups = iter([files[at : at + _TOGETHER] for at in range(0, len(files), _TOGETHER)])
+        errors: List[BaseException] = []
+
+        def work() -> None:
+            directories = Directories(self._directory, _OPEN_IN_THREAD)
+            try:
+                for group in groups:  # of a list: no two threads get the same
+                    if errors:
+                        return
+                    self._apply(group, directories, rewritten)
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                directories.close()
+
+        others = start(work, threads - 1)
+        work()
+        for thread in others:
+            thread.join()
+        if errors:
+            raise errors[0]
+
+    def _apply(
+        self,
+        files: "Iterable[Tuple[bytes, Edits]]",
+        directories: Directories,
+        rewritten: "Optional[Rewritten]",
+    ) -> None:
+        for path, handle, status, edits, new in self._changes(files, directories):
             pieces: Optional[List[Piece]]
             try:
-                with self._writable(path, handle, status) as output:
+                with _Writable(path, handle, status, directories) as output:
                     if new is None:
                         pieces = edit(handle, output, edits, self._prefix)
                     else:
@@ -125,9 +174,8 @@ class Relocation:
                 error.filename = path
                 raise
             if rewritten is not None:
-                rewritten(self._prefix + b"/" + path, handle, pieces)
-            count += 1
-        return count
+                with self._telling:
+                    rewritten(self._prefix + b"/" + path, handle, pieces)
 
     def stage(self, name_of: "Callable[[int], bytes]") -> "List[bytes]":
         """Write the changed files anew, outside the tree, which stays as it is.
@@ -140,7 +188,8 @@ class Relocation:
         """
         changed: List[bytes] = []
         staged: Dict[tuple, bytes] = {}
-        for path, handle, status, edits, data in self._changes(in_place=False):
+        changes = self._changes(self._files.items(), self._directories, in_place=False)
+        for path, handle, status, edits, data in changes:
             new = name_of(len(changed))
             changed.append(path)
             # Names of one file stay names of one file, if they are rewritten alike.
@@ -163,22 +212,28 @@ class Relocation:
     def close(self) -> None:
         self._directories.close()
 
-    def _changes(self, in_place: bool = True) -> "Iterator[Change]":
+    def _changes(
+        self,
+        files: "Iterable[Tuple[bytes, Edits]]",
+        directories: Directories,
+        in_place: bool = True,
+    ) -> "Iterator[Change]":
         """(path, open file, its status, edits, new content) of each change.
 
         The content is None for a large file, which is to be edited in place.
         """
-        done: Dict[Tuple[int, int], Edits] = {}
-        for path, edits in self._files.items():
-            handle = self._open(path) if edits else None
+        for path, edits in files:
+            handle = _open(path, directories) if edits else None
             if handle is None:
                 continue
+            locked = False
             try:
                 status = os.fstat(handle)
                 if in_place and status.st_nlink > 1:
                     # Another name of a file that was rewritten already: the new prefix may
                     # hold the placeholder, and would be replaced once more.
-                    before = done.setdefault((status.st_dev, status.st_ino), [])
+                    locked = self._linked.acquire()
+                    before = self._done.setdefault((status.st_dev, status.st_ino), [])
                     edits = [edit for edit in edits if edit not in before]
                     before.extend(edits)
                     if not edits:
@@ -196,49 +251,53 @@ class Relocation:
                 raise
             finally:
                 os.close(handle)
+                if locked:
+                    self._linked.release()
 
-    def _open(self, path: bytes) -> "Optional[int]":
-        """Open a record's file; None if there is none (conda-pack was told to leave it out).
 
-        Raises:
-            ArchiveError: it is reached through a symlink, or is no file.
-        """
-        parent, _, name = path.rpartition(b"/")
-        try:
-            directory = self._directories.of(parent)
-            handle = os.open(
-                name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
+def _open(path: bytes, directories: Directories) -> "Optional[int]":
+    """Open a record's file; None if there is none (conda-pack was told to leave it out).
+
+    Raises:
+        ArchiveError: it is reached through a symlink, or is no file.
+    """
+    parent, _, name = path.rpartition(b"/")
+    try:
+        directory = directories.of(parent)
+        handle = os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
+        )
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise malformed("the record of " + printable(path))
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
+            raise ArchiveError(
+                "the archive is unsafe: a prefix record names {}, which is reached through a "
+                "symlink; pack the environment again".format(printable(path))
             )
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                raise malformed("the record of " + printable(path))
-            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
-                raise ArchiveError(
-                    "the archive is unsafe: a prefix record names {}, which is reached through a "
-                    "symlink; pack the environment again".format(printable(path))
-                )
-            error.filename = path
-            raise
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise malformed("the record of {}, no file,".format(printable(path)))
-        return handle
-
-    def _writable(self, path: bytes, handle: int, status: os.stat_result) -> "_Writable":
-        parent, _, name = path.rpartition(b"/")
-        return _Writable(handle, status.st_mode, name, self._directories.of(parent))
+        error.filename = path
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise malformed("the record of {}, no file,".format(printable(path)))
+    return handle
 
 
 class _Writable:
     """A second descriptor of an open file, for writing; a read-only file stays read-only."""
 
-    def __init__(self, handle: int, mode: int, name: bytes, directory: int) -> None:
-        self._mode = stat.S_IMODE(mode)
-        if not mode & stat.S_IWUSR:
+    def __init__(
+        self, path: bytes, handle: int, status: os.stat_result, directories: Directories
+    ) -> None:
+        self._mode = stat.S_IMODE(status.st_mode)
+        if not self._mode & stat.S_IWUSR:
             os.fchmod(handle, self._mode | stat.S_IWUSR)
-        self._handle = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        parent, _, name = path.rpartition(b"/")
+        self._handle = os.open(
+            name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directories.of(parent)
+        )
 
     def __enter__(self) -> int:
         return self._handle

@@ -2,7 +2,9 @@
 
 import os
 import threading
+import time
 
+from .cores import capped
 from .threads import start
 
 TYPE_CHECKING = False
@@ -10,6 +12,11 @@ if TYPE_CHECKING:
     from typing import List, Optional
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# Where every call makes its thread wait, several wait at a time (as in unpack).
+_SLOW_SECONDS = 0.0003
+_SAMPLES = 16
+_SLOW_THREADS = 16
 
 # Each level on the way down keeps a descriptor open; what lies deeper is moved up first.
 _DEPTH = 64
@@ -55,13 +62,24 @@ class _Removal:
         self._moved = 0
         self._gone = True
         self._changed = threading.Condition()
+        self._samples = 0
+        self._quickest = 1.0  # seconds, of the first removals
+        self._others: List[threading.Thread] = []
 
     def run(self, threads: int) -> bool:
-        others = start(self._work, threads - 1)
+        self._others = start(self._work, threads - 1)
         self._work()
-        for thread in others:
+        for thread in self._others:
             thread.join()
         return self._gone
+
+    def _sample(self, seconds: float) -> None:
+        """See how long a call takes; with the last sample, call for more threads."""
+        with self._changed:
+            self._quickest = min(self._quickest, seconds)
+            self._samples += 1
+            if self._samples == _SAMPLES and self._quickest > _SLOW_SECONDS:
+                self._others += start(self._work, capped(_SLOW_THREADS) - 1 - len(self._others))
 
     def _work(self) -> None:
         while True:
@@ -116,7 +134,12 @@ class _Removal:
                 continue
             try:
                 try:
-                    unlink(name, dir_fd=handle)
+                    if self._samples < _SAMPLES:
+                        began = time.perf_counter()
+                        unlink(name, dir_fd=handle)
+                        self._sample(time.perf_counter() - began)
+                    else:
+                        unlink(name, dir_fd=handle)
                 except PermissionError:  # no write permission here; EPERM of a directory on macOS
                     if not writable:
                         writable = True

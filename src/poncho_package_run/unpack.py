@@ -65,6 +65,7 @@ class Tree:
 
     Attributes:
         files, bytes (int): what has been unpacked.
+        overlap (int): how many threads it is worth to have wait here for the file system.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Tree:
     ) -> None:
         self.files = 0
         self.bytes = 0
+        self.overlap = 1
         self._root = directory
         self._path = path
         self._reserved = reserved
@@ -89,7 +91,7 @@ class Tree:
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         self._pool: Optional[Writers] = None
-        self._quickest = 1.0  # seconds, of the latest creations of a file
+        self._quickest = 1.0  # seconds, of the latest creations of a file (in any thread)
         self._removed_directory = False
 
     def __enter__(self) -> "Tree":
@@ -169,26 +171,39 @@ class Tree:
         self._symlinks.pop(path, None)  # the last member of a name wins
         if self._manifest is not None:
             member.body = self._manifest.sampled(path, member)
+        if not self.files % _SAMPLES:
+            if self._quickest > _SLOW_SECONDS and self.overlap == 1:
+                self._overlap()
+            self._quickest = 1.0
         if self._pool is not None:
             if member.detached:
                 self._pool.write(descriptor, name, member)
                 return
             self._drain()
+        write(self._create(descriptor, name, member), member)
+
+    def _overlap(self) -> None:
+        """Every call makes its thread wait: let several wait at a time."""
+        self.overlap = capped(_SLOW_WRITERS)
+        if self.overlap == 1:
+            return
+        if self._pool is None:
+            self._start(self.overlap, 1)
+        else:
+            self._pool.grow(self.overlap)
+
+    def _timed(self, descriptor: int, name: bytes, member: Member) -> int:
         began = time.perf_counter()
-        handle = self._create(descriptor, name, member)
+        handle = create(descriptor, name, member.mode)
         seconds = time.perf_counter() - began
-        write(handle, member)
         if seconds < self._quickest:
             self._quickest = seconds
-        if not self.files % _SAMPLES:
-            if self._quickest > _SLOW_SECONDS and self._pool is None:
-                self._start(capped(_SLOW_WRITERS), 1)
-            self._quickest = 1.0
+        return handle
 
     def _create(self, descriptor: int, name: bytes, member: Member) -> int:
         """Open a new file; an earlier member of the same name gives way."""
         try:
-            return create(descriptor, name, member.mode)
+            return self._timed(descriptor, name, member)
         except FileExistsError:
             self._remove(descriptor, name)
             return create(descriptor, name, member.mode)
@@ -204,7 +219,7 @@ class Tree:
     def _create_in_thread(self, descriptor: int, name: bytes, member: Member) -> int:
         """The same, but a directory does not give way while others may write into it."""
         try:
-            return create(descriptor, name, member.mode)
+            return self._timed(descriptor, name, member)
         except FileExistsError:
             pass
         try:
