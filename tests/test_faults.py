@@ -186,11 +186,13 @@ def test_a_full_disk_is_told_with_what_is_needed_and_free(run, tmp_path, small, 
     env = {"TMPDIR": folder}
     result = run("-e", archive, *words, "hello", wrapper=small(), env=env)
     # ls said nothing more: all that was written is removed.
-    text = refused(result, 74, str(folder), "lib/much.bin", "No space left on device")
+    text = refused(result, 74, str(folder), "No space left on device")
     found = re.search(r"\((\d+) bytes needed, (\d+) bytes and \d+ files free\)", text)
     assert found, text
     needed, free = map(int, found.groups())
-    assert needed == 512000
+    # A zip is written by several threads: any of its files may be the first to meet the end.
+    if format != "zip":
+        assert ("lib/much.bin" in text, needed) == (True, 512000)
     assert free < needed
 
 

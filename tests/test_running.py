@@ -648,7 +648,7 @@ class TestEnding:
         tool = spawn("-e", tiny, "echo", "done", wrapper=tracing.strace("-e", self.SLOW))
         assert line_of(tool) == "done"
         (python,) = children_of(tool.pid)
-        wait_for(lambda: not children_of(python), what="the command to end")
+        wait_for(lambda: not children_of(python, ended=True), what="the command to be reaped")
         assert left(tmp_path) != []
         for name in names:
             os.kill(python, number_of(name))

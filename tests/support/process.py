@@ -42,9 +42,10 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def children_of(pid: int) -> list[int]:
-    """The living direct children of ``pid``."""
-    return [each for each in _pids() if _stat(each)[1:2] == [str(pid)] and is_alive(each)]
+def children_of(pid: int, ended: bool = False) -> list[int]:
+    """The living direct children of ``pid``; with ``ended`` also those it has not waited for."""
+    children = [each for each in _pids() if _stat(each)[1:2] == [str(pid)]]
+    return [each for each in children if ended or is_alive(each)]
 
 
 def group_members(pgid: int) -> list[int]:
