@@ -74,7 +74,7 @@ def test_contents_become_what_conda_unpack_makes_of_them(run, tmp_path):
 
 
 LARGE = 9 << 20
-"""Above what is read into memory at once."""
+"""More than is read into memory at once."""
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ LARGE = 9 << 20
 )
 def test_a_large_program_becomes_what_conda_unpack_makes_of_it(run, tmp_path, strings):
     data = bytearray(bytes(range(1, 256)) * (LARGE // 255))
-    window = 8 << 20
+    window = 1 << 20
     # In the middle, across the border of two windows, and at the end, where no NUL closes it.
     for number, at in enumerate((5000, window - 150, window + 300_000)):
         string = b"\0" + strings[number % len(strings)].encode() + b"\0"

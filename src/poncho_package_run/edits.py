@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     Edits = List[Tuple[bytes, bool]]
     Piece = Tuple[int, bytes]
 
-# Above this, a file is gone through in parts (contract: 64 MiB for everything).
-WINDOW = 8 << 20
+# Above this, a file is gone through in parts (contract: 64 MiB for everything).  Programs sooner:
+# only the strings that hold a placeholder are written then.
+_WHOLE = 4 << 20
+_WHOLE_PROGRAM = 1 << 18
+
+# No string of a program is as long.
+_STRING = 8 << 20
 
 # Linux took 127 bytes of a shebang line until 5.1, and other systems still do.
 _SHEBANG_LIMIT = 127
@@ -28,8 +33,11 @@ _PIECES = 1 << 20
 
 def is_large(data_size: int, edits: "Edits", prefix: bytes) -> bool:
     """Whether a file of so many bytes is to be edited in place, part by part."""
+    if data_size * len(prefix) <= _WHOLE_PROGRAM:
+        return False  # whatever the placeholders: so are most
     shortest = min(len(placeholder) for placeholder, _ in edits)
-    return data_size * max(1, len(prefix) // shortest) > WINDOW
+    limit = _WHOLE_PROGRAM if all(binary for _, binary in edits) else _WHOLE
+    return data_size * max(1, len(prefix) // shortest) > limit
 
 
 def replaced(data: bytes, edits: "Edits", prefix: bytes) -> bytes:
@@ -76,12 +84,12 @@ def occurrences(source: int, sought: bytes) -> "Iterator[int]":
     """The offsets of ``sought`` in an open file, read in parts of bounded size."""
     start = 0
     while True:
-        data = os.pread(source, WINDOW, start)
+        data = os.pread(source, _PART, start)
         at = data.find(sought)
         while at >= 0:
             yield start + at
             at = data.find(sought, at + len(sought))
-        if len(data) < WINDOW:
+        if len(data) < _PART:
             return
         start += len(data) - len(sought) + 1
 
@@ -96,7 +104,7 @@ def _edit_strings(
         if found < behind:
             continue  # in a string that has been replaced as a whole
         string = os.pread(source, 1 << 12, found)
-        while b"\0" not in string and len(string) <= WINDOW:
+        while b"\0" not in string and len(string) <= _STRING:
             more = os.pread(source, _PART, found + len(string))
             if not more:
                 return pieces  # no NUL closes it
@@ -104,7 +112,7 @@ def _edit_strings(
         end = string.find(b"\0")
         behind = found + (end if end >= 0 else len(string))
         if end < 0:
-            continue  # no string of a program is as long
+            continue
         new = string[:end].replace(placeholder, prefix).ljust(end, b"\0")
         write(output, found, new)
         total += len(new)

@@ -1,6 +1,7 @@
 """Prefix records to rewritten files: what conda-unpack does, checked first and all or nothing."""
 
 import errno
+import fcntl
 import os
 import stat
 import threading
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     Rewritten = Callable[[bytes, int, Optional[List[Piece]]], None]
     Change = Tuple[bytes, int, os.stat_result, Edits, Optional[bytes]]
 
+_SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ANEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -98,9 +100,10 @@ class Relocation:
         for path, edits in self._files.items():
             for placeholder, binary in edits:
                 if binary and len(placeholder) < len(self._prefix):
-                    handle = _open(path, self._directories)
-                    if handle is None:
+                    opened = _open(path, self._directories, os.O_RDONLY)
+                    if opened is None:
                         continue
+                    handle, _ = opened
                     try:
                         found = next(occurrences(handle, placeholder), None) is not None
                     finally:
@@ -223,12 +226,13 @@ class Relocation:
         The content is None for a large file, which is to be edited in place.
         """
         for path, edits in files:
-            handle = _open(path, directories) if edits else None
-            if handle is None:
+            flag = os.O_RDWR if in_place else os.O_RDONLY
+            opened = _open(path, directories, flag) if edits else None
+            if opened is None:
                 continue
+            handle, status = opened
             locked = False
             try:
-                status = os.fstat(handle)
                 if in_place and status.st_nlink > 1:
                     # Another name of a file that was rewritten already: the new prefix may
                     # hold the placeholder, and would be replaced once more.
@@ -255,8 +259,13 @@ class Relocation:
                     self._linked.release()
 
 
-def _open(path: bytes, directories: Directories) -> "Optional[int]":
+def _open(
+    path: bytes, directories: Directories, flag: int
+) -> "Optional[Tuple[int, os.stat_result]]":
     """Open a record's file; None if there is none (conda-pack was told to leave it out).
+
+    Args:
+        flag: O_RDONLY, or O_RDWR if it is to be written unless it is a read-only file.
 
     Raises:
         ArchiveError: it is reached through a symlink, or is no file.
@@ -264,9 +273,10 @@ def _open(path: bytes, directories: Directories) -> "Optional[int]":
     parent, _, name = path.rpartition(b"/")
     try:
         directory = directories.of(parent)
-        handle = os.open(
-            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
-        )
+        try:
+            handle = os.open(name, flag | _SAFELY, dir_fd=directory)
+        except PermissionError:
+            handle = os.open(name, os.O_RDONLY | _SAFELY, dir_fd=directory)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -277,35 +287,38 @@ def _open(path: bytes, directories: Directories) -> "Optional[int]":
                 "the archive is unsafe: a prefix record names {}, which is reached through a "
                 "symlink; pack the environment again".format(printable(path))
             )
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise malformed("the record of {}, no file,".format(printable(path)))
         error.filename = path
         raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         raise malformed("the record of {}, no file,".format(printable(path)))
-    return handle
+    return handle, status
 
 
 class _Writable:
-    """A second descriptor of an open file, for writing; a read-only file stays read-only."""
+    """A descriptor of an open file for writing; a read-only file stays read-only."""
 
     def __init__(
         self, path: bytes, handle: int, status: os.stat_result, directories: Directories
     ) -> None:
+        self._handle = self._output = handle
         self._mode = stat.S_IMODE(status.st_mode)
-        if not self._mode & stat.S_IWUSR:
-            os.fchmod(handle, self._mode | stat.S_IWUSR)
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+            return
+        os.fchmod(handle, self._mode | stat.S_IWUSR)
         parent, _, name = path.rpartition(b"/")
-        self._handle = os.open(
-            name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directories.of(parent)
-        )
+        self._output = os.open(name, os.O_WRONLY | _SAFELY, dir_fd=directories.of(parent))
 
     def __enter__(self) -> int:
-        return self._handle
+        return self._output
 
     def __exit__(self, *_: object) -> None:
-        if not self._mode & stat.S_IWUSR:
+        if self._output != self._handle:
             os.fchmod(self._handle, self._mode)
-        os.close(self._handle)
+            os.close(self._output)
 
 
 def _read(handle: int, size: int) -> bytes:

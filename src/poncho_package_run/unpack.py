@@ -23,10 +23,14 @@ _REWRITE = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # Creating a file takes some 10 microseconds on a local file system and a millisecond over a
 # network; several writers overlap such waits.  The quickest of a number of creations tells:
-# on a busy machine single calls take as long, never all of them.
+# on a busy machine single calls take as long, never all of them.  (Beside other threads that
+# write they would: each call also waits for the interpreter.  So there are none of them yet.)
 _SLOW_SECONDS = 0.0003
 _SAMPLES = 16
 _SLOW_WRITERS = 16
+
+# Files that a writer takes at a time where none of them makes it wait.
+_TOGETHER = 64
 
 
 # POSIX's PATH_MAX on Linux: nobody could open a file by a longer name.
@@ -90,8 +94,9 @@ class Tree:
         self._attributes: Dict[tuple, Tuple[int, Optional[int]]] = {}
         self._umask = os.umask(0o077)
         os.umask(self._umask)
+        self._writers = 0
         self._pool: Optional[Writers] = None
-        self._quickest = 1.0  # seconds, of the latest creations of a file (in any thread)
+        self._quickest = 1.0  # seconds, of the latest creations of a file
         self._removed_directory = False
 
     def __enter__(self) -> "Tree":
@@ -105,16 +110,15 @@ class Tree:
 
         Args:
             members: in archive order.
-            writers: how many threads write bodies from the start (zip); 0 leaves it to
-                what the file system turns out to be.
+            writers: how many threads are to write bodies (zip) if the file system is a quick
+                one; 0 if they would not make it quicker.
 
         Raises:
             ArchiveError: a member is unsafe, or does not fit the others.
             CannotCreate, InputOutputError: the system refused; the message names the path.
         """
         path, size = b"", 0
-        if writers:
-            self._start(writers, 64)
+        self._writers = writers
         try:
             for member in members:
                 path, size = member.path, member.size
@@ -171,9 +175,12 @@ class Tree:
         self._symlinks.pop(path, None)  # the last member of a name wins
         if self._manifest is not None:
             member.body = self._manifest.sampled(path, member)
-        if not self.files % _SAMPLES:
-            if self._quickest > _SLOW_SECONDS and self.overlap == 1:
-                self._overlap()
+        if self._pool is None and not self.files % _SAMPLES:
+            if self._quickest > _SLOW_SECONDS:
+                self.overlap = capped(_SLOW_WRITERS)
+                self._start(self.overlap, 1)
+            else:
+                self._start(self._writers, _TOGETHER)
             self._quickest = 1.0
         if self._pool is not None:
             if member.detached:
@@ -182,31 +189,18 @@ class Tree:
             self._drain()
         write(self._create(descriptor, name, member), member)
 
-    def _overlap(self) -> None:
-        """Every call makes its thread wait: let several wait at a time."""
-        self.overlap = capped(_SLOW_WRITERS)
-        if self.overlap == 1:
-            return
-        if self._pool is None:
-            self._start(self.overlap, 1)
-        else:
-            self._pool.grow(self.overlap)
-
-    def _timed(self, descriptor: int, name: bytes, member: Member) -> int:
+    def _create(self, descriptor: int, name: bytes, member: Member) -> int:
+        """Open a new file; an earlier member of the same name gives way."""
         began = time.perf_counter()
-        handle = create(descriptor, name, member.mode)
+        try:
+            handle = create(descriptor, name, member.mode)
+        except FileExistsError:
+            self._remove(descriptor, name)
+            return create(descriptor, name, member.mode)
         seconds = time.perf_counter() - began
         if seconds < self._quickest:
             self._quickest = seconds
         return handle
-
-    def _create(self, descriptor: int, name: bytes, member: Member) -> int:
-        """Open a new file; an earlier member of the same name gives way."""
-        try:
-            return self._timed(descriptor, name, member)
-        except FileExistsError:
-            self._remove(descriptor, name)
-            return create(descriptor, name, member.mode)
 
     def _remove(self, descriptor: int, name: bytes) -> None:
         """Remove what an earlier member made, if it is no directory with something in it."""
@@ -219,7 +213,7 @@ class Tree:
     def _create_in_thread(self, descriptor: int, name: bytes, member: Member) -> int:
         """The same, but a directory does not give way while others may write into it."""
         try:
-            return self._timed(descriptor, name, member)
+            return create(descriptor, name, member.mode)
         except FileExistsError:
             pass
         try:
@@ -239,6 +233,8 @@ class Tree:
         return failure(error, os.path.join(self._path, path), self._root, size)
 
     def _start(self, writers: int, together: int) -> None:
+        if writers < 2:
+            return
         pool = Writers(writers, together, self._create_in_thread, self._failure)
         if pool.works:
             self._pool = pool

@@ -79,11 +79,6 @@ class Writers:
         self._threads = threads.start(self._run, count)
         self.works = bool(self._threads)
 
-    def grow(self, count: int) -> None:
-        """Go on with up to ``count`` threads, each taking one file at a time."""
-        self._together = 1
-        self._threads += threads.start(self._run, count - len(self._threads))
-
     def write(self, directory: int, name: bytes, member: Member) -> None:
         """Have a file written.
 
@@ -94,7 +89,7 @@ class Writers:
         self._names.add((directory, name))
         self._batch.append((directory, name, member))
         self._batch_bytes += member.size
-        if len(self._batch) >= self._together or self._batch_bytes > _BATCH_BYTES:
+        if len(self._batch) == self._together or self._batch_bytes > _BATCH_BYTES:
             self._submit()
 
     def _submit(self) -> None:
