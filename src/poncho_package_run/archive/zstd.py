@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .source import Source
 
-_INPUT, _OUTPUT = 1 << 17, 1 << 19
+_INPUT, _OUTPUT = 1 << 17, 1 << 20
 # What ``zstd --long=31`` may have asked for; libzstd's own limit is 27.  A window is only
 # reserved at first: its pages come to be as they are filled, so a header cannot cost much.
 _WINDOW_LOG = 31 if sys.maxsize > 1 << 32 else 30
@@ -33,7 +33,7 @@ def recognises(head: bytes) -> bool:
 
 
 def decode(source: "Source") -> "Iterator[bytes]":
-    """The content of ``source``, to its physical end, in chunks of at most 512 KiB.
+    """The content of ``source``, to its physical end, in chunks of at most 1 MiB.
 
     Closing the iterator early frees the decoder and ends the program, if one runs.
 
