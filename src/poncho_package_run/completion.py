@@ -90,6 +90,9 @@ def prefix_in(directory: bytes) -> bytes:
 
 def _is_prefix(directory: bytes) -> bool:
     for name in (b"/conda-meta", b"/bin/activate", b"/pyvenv.cfg"):
-        if os.path.exists(directory + name):
+        try:
+            os.stat(directory + name)
             return True
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # any other error says nothing about the environment
     return False
