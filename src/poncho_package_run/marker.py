@@ -45,7 +45,6 @@ class Marker:
         self._name = name
         self._path = os.path.join(directory, name)
         self.taken_over = False
-        self._line = holder.encode(holder.describe()) + b"\n"
         self._seen: Optional[Tuple[bytes, int, int]] = None
         self._since = 0.0
         self._stop = threading.Event()
@@ -157,7 +156,7 @@ class Marker:
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flag
         fd = os.open(path, flags, 0o666)
         try:
-            os.write(fd, self._line)
+            os.write(fd, holder.encode(holder.describe()) + b"\n")
         except OSError:
             os.unlink(path)
             raise

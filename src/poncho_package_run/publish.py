@@ -19,8 +19,6 @@ from .cores import usable
 from .errors import CannotCreate, InputOutputError
 from .failures import PASSING, failure, located
 from .lock import acquire
-from .manifest import Manifest
-from .remove import empty
 from .report import warn
 
 TYPE_CHECKING = False
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from .archive.source import Source
     from .cli import Options
     from .lock import Lock
+    from .manifest import Manifest
     from .report import Report
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -194,9 +193,13 @@ class Target:
             with self._report.phase("clear"):
                 self._empty()
         flush(self.descriptor)
+        from .manifest import Manifest  # those who only wait need none
+
         self.manifest = Manifest(self.path)
 
     def _empty(self) -> None:
+        from .remove import empty
+
         empty(self.descriptor, keep=UNPACKING, threads=min(usable(), 4))
 
     def _restore(self) -> None:

@@ -176,7 +176,7 @@ class Relocation:
             except OSError as error:
                 error.filename = path
                 raise
-            if rewritten is not None:
+            if rewritten is not None and pieces != []:
                 with self._telling:
                     rewritten(self._prefix + b"/" + path, handle, pieces)
 
@@ -243,7 +243,10 @@ class Relocation:
                     if not edits:
                         continue
                 if is_large(status.st_size, edits, self._prefix):
-                    if any(next(occurrences(handle, old), None) is not None for old, _ in edits):
+                    # In place, programs are gone through once, and written where there is a need.
+                    if (in_place and len(edits) == 1 and edits[0][1]) or any(
+                        next(occurrences(handle, old), None) is not None for old, _ in edits
+                    ):
                         yield path, handle, status, edits, None
                     continue
                 data = _read(handle, status.st_size)

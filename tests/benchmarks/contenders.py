@@ -36,6 +36,17 @@ class Contender:
     environment: dict = field(default_factory=dict)
 
 
+RELOCATION = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from poncho_package_run import memory
+from poncho_package_run.relocate import relocate
+memory.keep()
+relocate(os.fsencode(sys.argv[2]))
+"""
+"""The phase of a cold start, compiled from source as it is there."""
+
+
 class Commands:
     """Builds command lines for one interpreter and one artifact, and their environment.
 
@@ -66,6 +77,11 @@ class Commands:
         return ([] if direct else [self.python]) + [
             self.artifact, "-e", str(archive), *(["-d", str(directory)] if directory else []),
             "--", *command]
+
+    def relocation(self, directory):
+        """Ours, only the phase that a cold start has for it."""
+        source = Path(__file__).parent.parent.parent / "src"
+        return [self.python, "-B", "-c", RELOCATION, str(source), str(directory)]
 
     def pipeline(self, archive, directory=None, command=("true",)):
         """The shell pipeline that the manual describes."""

@@ -1,5 +1,6 @@
 """Reading archives, one format a file: recognise, decode, give the members."""
 
+from .. import memory
 from ..cores import usable
 from ..errors import ArchiveError
 from . import tar
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Callable, Generator, Iterator, Optional
 
 # What a serial decoder may be ahead of the writer: enough to ride out a slow file.
-_AHEAD = 8 << 20
+_AHEAD = 4 << 20
 
 
 def recognise(source: Source) -> str:
@@ -61,7 +62,7 @@ class Archive:
 
     def __init__(self, path: bytes) -> None:
         self.source = Source(path)
-        _keep_memory()
+        memory.keep()
         self._cores = usable()
         try:
             self.kind = recognise(self.source)
@@ -137,19 +138,6 @@ class Archive:
         from . import squashfs
 
         squashfs.unpack(self.source.path, directory, reserved)
-
-
-def _keep_memory() -> None:
-    """Have the memory of used chunks kept for the next ones, not given back to the system.
-
-    Else each chunk is paid for page by page: 140,000 page faults a gigabyte, 0.2 seconds.  With
-    glibc it is done by freeing a large block, which need not be used (mallopt(3), "the dynamic
-    mmap threshold"; 32 MiB is the most that counts); elsewhere nothing changes.
-    """
-    try:
-        bytes(31 << 20)
-    except MemoryError:
-        pass  # a limit on the address space: then memory is better given back
 
 
 def _checked(

@@ -18,7 +18,7 @@ _READ = 1 << 18
 
 # What one lane may decode ahead; with as many lanes as workers and one, and the Python
 # interpreter's own 12 MiB, the whole stays under the contract's 64 MiB.
-_AHEAD = 20 << 20
+_AHEAD = 10 << 20
 
 # More threads than this would only hold more memory: one writer cannot keep up with them.
 _WORKERS = 8
