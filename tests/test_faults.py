@@ -42,7 +42,7 @@ def occurrences(scenario):
     """The first, the middle and the last call of each kind.
 
     A zip's files are written by threads, whose calls strace counts one by one: with theirs, the
-    message would fail as well.
+    message would fail as well, or the command.
     """
     kinds = {}
     for point in scenario.points():
@@ -50,7 +50,8 @@ def occurrences(scenario):
     return [
         point
         for name, points in kinds.items()
-        if name not in _STARTING and (name, scenario.place.format) != ("write", "zip")
+        if name not in _STARTING
+        and (name, scenario.place.format) not in (("write", "zip"), ("close", "zip"))
         for point in crash.spread(points, 3)
     ]
 
