@@ -1,5 +1,6 @@
 """Whether a directory holds a complete environment, and where in it (read at every start)."""
 
+import errno
 import os
 
 TYPE_CHECKING = False
@@ -78,7 +79,7 @@ def prefix_in(directory: bytes) -> bytes:
     if len(below) == 1:
         only = directory + b"/" + below[0]
         # Through a symlink it would be somewhere else, where nothing is ours to relocate.
-        if _is_prefix(only) and not os.path.islink(only):
+        if not os.path.islink(only) and _is_prefix(only):
             return only
     from .errors import ArchiveError
 
@@ -93,6 +94,7 @@ def _is_prefix(directory: bytes) -> bool:
         try:
             os.stat(directory + name)
             return True
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # any other error says nothing about the environment
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+                raise  # it says nothing about the environment
     return False

@@ -48,6 +48,7 @@ class Marker:
         self._seen: Optional[Tuple[bytes, int, int]] = None
         self._since = 0.0
         self._stop = threading.Event()
+        self._me: Optional[holder.Holder] = None
 
     def is_free(self) -> bool:
         """Whether no other process works here: no marker, ours, a dead or a silent one's.
@@ -62,7 +63,7 @@ class Marker:
         theirs = holder.parse(seen[0])
         if theirs is not None and holder.is_alive(theirs):
             self._since = time.monotonic()  # a stopped process is silent, yet not to be given up
-            return theirs == holder.describe()
+            return theirs == self._myself()
         if theirs is not None and holder.is_dead(theirs):
             return True
         silence = SILENCE if seen[0] else SILENCE_EMPTY
@@ -105,7 +106,7 @@ class Marker:
         theirs = holder.parse(seen[0]) if seen else None
         # It may say more: just before it becomes the completion marker, it says the same.
         return theirs is not None and all(
-            theirs.get(key) == value for key, value in holder.describe().items()
+            theirs.get(key) == value for key, value in self._myself().items()
         )
 
     def remove(self) -> None:
@@ -116,6 +117,12 @@ class Marker:
     def stop(self) -> None:
         """Touch the marker no more, and leave it, if it is there, as it is."""
         self._stop.set()
+
+    def _myself(self) -> "holder.Holder":
+        # Asked for once: a system that cannot tell a second time must not make us another.
+        if self._me is None:
+            self._me = holder.describe()
+        return self._me
 
     def _look(self) -> "Optional[Tuple[bytes, int, int]]":
         try:
@@ -156,7 +163,7 @@ class Marker:
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flag
         fd = os.open(path, flags, 0o666)
         try:
-            os.write(fd, holder.encode(holder.describe()) + b"\n")
+            os.write(fd, holder.encode(self._myself()) + b"\n")
         except OSError:
             os.unlink(path)
             raise

@@ -401,6 +401,7 @@ def restart(kept: Path) -> None:
     path = kept / MARKER
     marker = json.loads(path.read_text())
     assert marker["boot_id"]
+    path.chmod(0o644)
     path.write_text(path.read_text().replace(marker["boot_id"], str(uuid.uuid4())))
 
 
