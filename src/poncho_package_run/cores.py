@@ -2,6 +2,14 @@
 
 import os
 
+# Making or removing a file takes some 10 microseconds on a local file system and a millisecond
+# over a network; several threads overlap such waits.  The quickest of a number of calls tells:
+# on a busy machine single ones take as long, never all of them.  (Beside other threads that work
+# they would: each call also waits for the interpreter.)
+SLOW_SECONDS = 0.0003
+SAMPLES = 16
+OVERLAPPING = 16
+
 
 def usable() -> int:
     """The number of usable processors, at least 1.

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 
-from .cores import capped
+from .cores import OVERLAPPING, SAMPLES, SLOW_SECONDS, capped
 from .threads import start
 
 TYPE_CHECKING = False
@@ -12,11 +12,6 @@ if TYPE_CHECKING:
     from typing import List, Optional
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-# Where every call makes its thread wait, several wait at a time (as in unpack).
-_SLOW_SECONDS = 0.0003
-_SAMPLES = 16
-_SLOW_THREADS = 16
 
 # Each level on the way down keeps a descriptor open; what lies deeper is moved up first.
 _DEPTH = 64
@@ -78,8 +73,8 @@ class _Removal:
         with self._changed:
             self._quickest = min(self._quickest, seconds)
             self._samples += 1
-            if self._samples == _SAMPLES and self._quickest > _SLOW_SECONDS:
-                self._others += start(self._work, capped(_SLOW_THREADS) - 1 - len(self._others))
+            if self._samples == SAMPLES and self._quickest > SLOW_SECONDS:
+                self._others += start(self._work, capped(OVERLAPPING) - 1 - len(self._others))
 
     def _work(self) -> None:
         while True:
@@ -134,7 +129,7 @@ class _Removal:
                 continue
             try:
                 try:
-                    if self._samples < _SAMPLES:
+                    if self._samples < SAMPLES:
                         began = time.perf_counter()
                         unlink(name, dir_fd=handle)
                         self._sample(time.perf_counter() - began)

@@ -6,7 +6,7 @@ import stat
 import time
 
 from .archive.member import DIRECTORY, FILE, SYMLINK, Member
-from .cores import capped
+from .cores import OVERLAPPING, SAMPLES, SLOW_SECONDS, capped
 from .directories import Directories, components, printable
 from .errors import ArchiveError
 from .failures import failure, unsafe
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     from .manifest import Manifest
 
 _REWRITE = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-
-# Creating a file takes some 10 microseconds on a local file system and a millisecond over a
-# network; several writers overlap such waits.  The quickest of a number of creations tells:
-# on a busy machine single calls take as long, never all of them.  (Beside other threads that
-# write they would: each call also waits for the interpreter.  So there are none of them yet.)
-_SLOW_SECONDS = 0.0003
-_SAMPLES = 16
-_SLOW_WRITERS = 16
 
 # Files that a writer takes at a time where none of them makes it wait.
 _TOGETHER = 64
@@ -175,9 +167,10 @@ class Tree:
         self._symlinks.pop(path, None)  # the last member of a name wins
         if self._manifest is not None:
             member.body = self._manifest.sampled(path, member)
-        if self._pool is None and not self.files % _SAMPLES:
-            if self._quickest > _SLOW_SECONDS:
-                self.overlap = capped(_SLOW_WRITERS)
+        # While nobody else writes: see cores.
+        if self._pool is None and not self.files % SAMPLES:
+            if self._quickest > SLOW_SECONDS:
+                self.overlap = capped(OVERLAPPING)
                 self._start(self.overlap, 1)
             else:
                 self._start(self._writers, _TOGETHER)
