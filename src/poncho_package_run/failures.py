@@ -8,11 +8,11 @@ from .errors import CannotCreate, Failure, InputOutputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Optional, Type
 
 
 # What another try, or more room, may overcome; other errors say that a directory is not to be had.
-PASSING = (
+_PASSING = (
     errno.EDQUOT,
     errno.EINTR,
     errno.EIO,
@@ -50,6 +50,11 @@ def failure(
             )
         )
     return InputOutputError("cannot read or write {}: {}; try again".format(name, why))
+
+
+def kind_of(error: OSError) -> "Type[Failure]":
+    """The kind of failure where a directory or a lock in it could not be had."""
+    return InputOutputError if error.errno in _PASSING else CannotCreate
 
 
 def located(error: OSError, directory: bytes) -> Failure:

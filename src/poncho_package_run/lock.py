@@ -34,11 +34,11 @@ from .completion import UNPACKING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List, Optional, Type
+    from typing import Any, Callable, List, Optional
 
     from .holder import Holder
 
-# A tenth of a second is promised; of 31 waiters' looks a 32nd process would notice many more.
+# Promised is a tenth of a second; more looks of many waiters would slow the unpacking down.
 POLL = 0.04
 
 
@@ -180,11 +180,8 @@ def _timeout(
 
 
 def _failure(directory: bytes, error: "OSError") -> "errors.Failure":
-    kind: Type[errors.Failure] = errors.CannotCreate
-    if error.errno in failures.PASSING:
-        kind = errors.InputOutputError
     path = error.filename2 or error.filename  # of symlink(2), the second is the path
-    return kind(
+    return failures.kind_of(error)(
         "cannot lock {}: {}{}; make the directory that holds it writable, or choose another".format(
             os.fsdecode(directory), os.fsdecode(path) + ": " if path else "", error.strerror
         )

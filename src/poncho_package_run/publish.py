@@ -17,7 +17,7 @@ from . import verify
 from .completion import MARKER, UNPACKING, is_complete
 from .cores import usable
 from .errors import CannotCreate, InputOutputError
-from .failures import PASSING, failure, located
+from .failures import failure, kind_of, located
 from .lock import acquire
 from .report import warn
 
@@ -154,10 +154,7 @@ class Target:
         except FileExistsError:
             pass
         except OSError as error:
-            kind: type = CannotCreate
-            if error.errno in PASSING:
-                kind = InputOutputError
-            raise kind(
+            raise kind_of(error)(
                 "cannot create {}: {}; choose another directory".format(
                     os.fsdecode(path), error.strerror
                 )

@@ -13,14 +13,13 @@ import os
 import stat
 
 from .cores import usable
-from .errors import CannotCreate, Failure, InputOutputError
-from .failures import PASSING, located
+from .failures import kind_of, located
 from .remove import empty
 from .signals import postpone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional, Type
+    from typing import Optional
 
     from .report import Report
 
@@ -56,10 +55,7 @@ class Temporary:
         try:
             self._make(parent)
         except OSError as error:
-            kind: Type[Failure] = CannotCreate
-            if error.errno in PASSING:
-                kind = InputOutputError
-            raise kind(
+            raise kind_of(error)(
                 "cannot make a temporary directory in {}: {}; set TMPDIR to a directory with "
                 "room".format(os.fsdecode(parent), error.strerror)
             )
