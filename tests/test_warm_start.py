@@ -1,8 +1,10 @@
 """A warm start imports, writes and leaves nothing; a cold one writes only where it says."""
 
+import fcntl
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -20,12 +22,6 @@ SLOW = {
 }  # fmt: skip
 
 
-def imported(result):
-    """The names in what -X importtime wrote."""
-    lines = re.findall(r"^import time:[^|]*\|[^|]*\| +(\S+)$", result.stderr.decode(), re.M)
-    return {name for name in lines if name != "imported"}
-
-
 @pytest.fixture
 def kept(run, environment, tmp_path):
     """A kept environment without activation scripts, and the options that name it."""
@@ -35,20 +31,33 @@ def kept(run, environment, tmp_path):
 
 
 @pytest.fixture
-def importing(prepare):
-    """Run the artifact under -X importtime; returns the names that were imported.
+def start(prepare):
+    """Start the artifact under -X importtime.
 
     With -S, because site-packages may hold .pth files that import anything.
     """
 
-    def importing(*words):
+    def start(*words):
         arguments = prepare(words, None, None, {})
         python, *rest = arguments.pop("args")
-        command = [python, b"-S", b"-X", b"importtime", *rest]
-        result = subprocess.run(command, **arguments, timeout=120, check=True)
-        return imported(result)
+        return subprocess.Popen([python, b"-S", b"-X", b"importtime", *rest], **arguments)
 
-    return importing
+    return start
+
+
+@pytest.fixture
+def importing(start):
+    """Run the artifact; returns the names that were imported."""
+    return lambda *words: imported(start(*words))
+
+
+def imported(process):
+    """Wait for a process to end well; the names in what -X importtime wrote."""
+    with process:
+        errors = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 0, errors
+    lines = re.findall(r"^import time:[^|]*\|[^|]*\| +(\S+)$", errors, re.M)
+    return {name for name in lines if name != "imported"}
 
 
 def test_the_modules_that_a_warm_start_avoids_exist():
@@ -62,6 +71,29 @@ def test_a_warm_start_imports_no_unpacking_module(importing, kept):
     assert "cli" in ours
     assert not {name for name in ours if name.partition(".")[0] in COLD}
     assert not names & SLOW
+
+
+def test_a_start_that_waits_imports_hardly_more(importing, start, kept, tmp_path):
+    # What each of many waiters computes is taken from the one that unpacks.
+    warm = importing(*kept, "true")
+    marker, hidden = tmp_path / "kept" / ".poncho_package_run_expanded", tmp_path / "marker"
+    marker.rename(hidden)
+    holder = os.open(tmp_path / "kept", os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    waiter = start(*kept, "true")
+    process.wait_for(lambda: str(tmp_path / "kept") in open_files(waiter.pid))
+    time.sleep(0.2)
+    assert waiter.poll() is None
+    hidden.rename(marker)
+    more = imported(waiter) - warm
+    os.close(holder)
+    ours = {"poncho_package_run." + name for name in ["pipeline", "signals", "turn"]}
+    assert more == {"fcntl", *ours}
+
+
+def open_files(pid):
+    folder = f"/proc/{pid}/fd"
+    return [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
 
 
 def test_a_cold_start_imports_them(importing, environment, tmp_path):

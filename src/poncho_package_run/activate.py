@@ -6,6 +6,10 @@ Compiled at every start: what only some environments need is imported where it i
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Tuple
+
 # What CPython may have put into LC_CTYPE itself, in the C locale (PEP 538).
 _COERCED = (b"C.UTF-8", b"C.utf8", b"UTF-8")
 
@@ -60,6 +64,17 @@ def activate(prefix: bytes, environ: dict) -> dict:
         result[b"CONDA_DEFAULT_ENV"] = name if os.path.basename(parent) == b"envs" else prefix
     _set_variables(prefix, result)
     return result
+
+
+def activated(prefix: bytes, command: list) -> "Tuple[list, dict]":
+    """The command's argv and environment; a shell comes first if there are activation scripts."""
+    environ = activate(prefix, dict(os.environb))
+    sourced = scripts(prefix)
+    if sourced:
+        from .scripts import shell_command
+
+        return shell_command(prefix, sourced, command, environ)
+    return command, environ
 
 
 def scripts(prefix: bytes) -> list:

@@ -14,10 +14,10 @@ from .completion import MARKER, OURS, RELOCATING, is_complete, prefix_in
 from .errors import CannotCreate, InputOutputError
 from .failures import located
 from .lock import acquire
+from .messages import warn
 from .publish import flush
 from .records import SCRIPT
 from .relocate import Relocation
-from .report import warn
 from .signals import interruptible
 
 TYPE_CHECKING = False

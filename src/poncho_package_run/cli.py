@@ -87,9 +87,17 @@ class Options:
 def main() -> None:
     """Do what ``sys.argv`` says; ends the process, or becomes the command."""
     try:
-        from .pipeline import run
+        from . import warm
 
-        status = run(Options(sys.argv[1:]))
+        options = Options(sys.argv[1:])
+        status = 0
+        if not warm.run(options):
+            import gc
+
+            from .pipeline import run
+
+            gc.enable()
+            status = run(options)
     except BaseException as error:
         try:
             from .explain import status_of

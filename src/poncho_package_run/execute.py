@@ -44,7 +44,7 @@ def execute(command: list, environ: dict) -> None:
             os.execve(path, command, environ)
         except OSError as error:
             if os.path.exists(path):
-                from .refusal import judge
+                from .judge import judge
 
                 refused = judge(path, error, command, environ) or refused
             elif b"/" in word:

@@ -4,7 +4,7 @@ import os
 
 from .errors import Failure
 from .failures import located
-from .report import warn
+from .messages import warn
 
 
 def status_of(error: BaseException) -> int:

@@ -31,15 +31,13 @@ import time
 
 from . import errors, failures, holder, lockfile, marker
 from .completion import UNPACKING
+from .turn import POLL, Turn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, List, Optional
 
     from .holder import Holder
-
-# Promised is a tenth of a second; more looks of many waiters would slow the unpacking down.
-POLL = 0.04
 
 
 class Lock:
@@ -89,6 +87,7 @@ def acquire(
     waiting: "Optional[Callable[[Optional[Holder], float], object]]" = None,
     vacant: "Optional[Callable[[], bool]]" = None,
     name: bytes = UNPACKING,
+    turn: "Optional[Turn]" = None,
 ) -> "Optional[Lock]":
     """Wait for the lock on ``directory``, which exists.
 
@@ -101,6 +100,7 @@ def acquire(
             nothing, or nothing but entries whose names begin with ``name``, or what a dead
             process left? If so, the marker is set before the lock is returned.
         name: the marker's.
+        turn: what was done about it already; its handle is taken over.
     Returns:
         The lock, or None as soon as ``published`` is true, with nothing held and nothing left.
     Raises:
@@ -111,8 +111,10 @@ def acquire(
     """
     done = published or (lambda: False)
     mark = marker.Marker(directory, name)
-    ways = lockfile.ways(directory)
-    start = told = time.monotonic()
+    turn = turn or Turn()
+    ways = lockfile.ways(directory, turn.handle)
+    turn.handle = -1
+    start, told = turn.since, time.monotonic()
     lock = None
     try:
         while not done():

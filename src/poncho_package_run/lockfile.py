@@ -39,15 +39,19 @@ REFUSED = frozenset(
 )
 
 
-def ways(directory: bytes) -> "List[Way]":
-    """Every way to lock ``directory``, best first; nothing is opened yet."""
+def ways(directory: bytes, handle: int = -1) -> "List[Way]":
+    """Every way to lock ``directory``, best first; nothing is opened yet.
+
+    Args:
+        handle: of the directory, where it is open already; the first way takes it over.
+    """
     # Two names of one directory must lead to one lock file.
     parent, name = os.path.split(os.path.realpath(directory))
     if len(name) > 150:  # the longest name made from it has about 80 bytes more, and 255 at most
         name = name[:140] + b"%08x" % zlib.crc32(name)
     beside = os.path.join(parent, b"." + name + b".poncho_package_run.lock")
     return [
-        Descriptor("flock", directory, os.O_RDONLY | os.O_DIRECTORY, fcntl.flock),
+        Descriptor("flock", directory, os.O_RDONLY | os.O_DIRECTORY, fcntl.flock, handle),
         Descriptor("lock file, flock", beside, _LOCK_FILE, fcntl.flock),
         Descriptor("lock file, fcntl", beside, _LOCK_FILE, fcntl.lockf),
         Claim(beside + b".held"),
@@ -66,13 +70,18 @@ class Descriptor:
     """
 
     def __init__(
-        self, how: str, path: bytes, flags: int, call: "Callable[[int, int], object]"
+        self,
+        how: str,
+        path: bytes,
+        flags: int,
+        call: "Callable[[int, int], object]",
+        handle: int = -1,
     ) -> None:
         self.how = how
         self.path = path
         self._flags = flags | os.O_CLOEXEC
         self._call = call
-        self._fd = -1
+        self._fd = handle
         self._held = False
 
     def attempt(self) -> bool:

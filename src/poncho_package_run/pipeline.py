@@ -2,9 +2,14 @@
 
 import os
 
+from .activate import activated
+from .completion import OURS, is_complete, prefix_in
+from .execute import execute
+from .signals import interruptible
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Tuple
+    from typing import Any, Tuple
 
     from .cli import Options
     from .report import Report
@@ -16,47 +21,53 @@ def run(options: "Options") -> int:
     Returns:
         The exit status, unless this process becomes the command.
     """
-    from .completion import is_complete, is_settled, prefix_in
-
     if os.path.isdir(options.environment):
         directory = os.path.realpath(options.environment)
-        if options.unpack_to or options.debug or not is_settled(directory):
-            from .adopt import adopt
-            from .report import Report
-
-            with Report(options.debug) as report:
-                adopt(options, directory, report)
-    elif options.unpack_to is None:
-        return run_in_temporary(options)
-    else:
+        relocate_once(options, directory)
+    elif options.unpack_to is not None:
         directory = os.path.realpath(options.unpack_to)
-        if options.debug or not is_complete(directory, options.environment):
-            unpack_once(options, directory)
+        unpack_once(options, directory)
+    else:
+        return run_in_temporary(options)
     prefix = prefix_in(directory)
     if options.command:
-        from .execute import execute
-
-        execute(*activated(prefix, options))
+        execute(*activated(prefix, options.command))
     return 0
+
+
+def relocate_once(options: "Options", directory: bytes) -> None:
+    """Relocate a directory that is used where it is, unless that was done or cannot be."""
+    from .adopt import adopt
+    from .report import Report
+
+    with Report(options.debug) as report:
+        adopt(options, directory, report)
 
 
 def unpack_once(options: "Options", directory: bytes) -> None:
     """Unpack into a directory that is kept, unless it is populated or another process does."""
-    from .publish import Target
-    from .report import Report
-    from .signals import interruptible
+    from .turn import wait
 
-    with Report(options.debug) as report, interruptible(), Target(
-        directory, options, report
-    ) as target:
-        if target.is_ours:
-            target.publish(*fill(options.environment, target, report))
+    with interruptible():
+        turn = wait(
+            directory,
+            options.wait_for_lock,
+            lambda: is_complete(directory, options.environment),
+            not (options.debug or os.isatty(2)),
+        )
+        if turn is None:
+            return
+        from .publish import Target
+        from .report import Report
+
+        with Report(options.debug) as report, Target(directory, options, report, turn) as target:
+            if target.is_ours:
+                target.publish(*fill(options.environment, target, report))
 
 
 def run_in_temporary(options: "Options") -> int:
     """Unpack, run, remove."""
     from .report import Report
-    from .signals import interruptible
     from .supervise import supervise
     from .temporary import Temporary
 
@@ -64,7 +75,7 @@ def run_in_temporary(options: "Options") -> int:
         prefix, _ = fill(options.environment, target, report)
         if not options.command:
             return 0
-        return supervise(*activated(prefix, options), target.descriptor)
+        return supervise(*activated(prefix, options.command), target.descriptor)
 
 
 def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
@@ -74,7 +85,6 @@ def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
         The environment's prefix, and the open archive's source.
     """
     from .archive import Archive
-    from .completion import OURS, prefix_in
     from .relocate import relocate
     from .unpack import Tree
 
@@ -94,16 +104,3 @@ def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
         tree.set_attributes()
         report.files, report.bytes = tree.files, tree.bytes
         return prefix, archive.source
-
-
-def activated(prefix: bytes, options: "Options") -> "Tuple[list, Dict[bytes, bytes]]":
-    """The command's argv and environment; a shell comes first if there are activation scripts."""
-    from .activate import activate, scripts
-
-    environ = activate(prefix, dict(os.environb))
-    sourced = scripts(prefix)
-    if sourced:
-        from .scripts import shell_command
-
-        return shell_command(prefix, sourced, options.command, environ)
-    return options.command, environ

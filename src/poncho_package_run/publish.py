@@ -19,7 +19,7 @@ from .cores import usable
 from .errors import CannotCreate, InputOutputError
 from .failures import failure, kind_of, located
 from .lock import acquire
-from .report import warn
+from .messages import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .lock import Lock
     from .manifest import Manifest
     from .report import Report
+    from .turn import Turn
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -44,6 +45,7 @@ class Target:
         path: absolute and real.
         options: for the archive, and how long to wait for the lock.
         report: told who is waited for.
+        turn: what was done about the lock already; it is taken over.
 
     Attributes:
         path (bytes), descriptor (int): the directory.
@@ -55,7 +57,7 @@ class Target:
         LockTimeout: another process is unpacking and did not end in time.
     """
 
-    def __init__(self, path: bytes, options: "Options", report: "Report") -> None:
+    def __init__(self, path: bytes, options: "Options", report: "Report", turn: "Turn") -> None:
         self.path = path
         self.descriptor = -1
         self.is_ours = False
@@ -63,7 +65,8 @@ class Target:
         self._options = options
         self._report = report
         self._lock: Optional[Lock] = None
-        self._made = False
+        self._turn = turn
+        self._made = turn.made
         self._damage = ""
 
     def __enter__(self) -> "Target":
@@ -83,6 +86,7 @@ class Target:
             self._restore()
         if self._lock is not None:
             self._lock.release()
+        self._turn.close()
         for handle in (self.descriptor, self.manifest.handle if self.manifest else -1):
             if handle >= 0:
                 try:
@@ -118,10 +122,10 @@ class Target:
     def _acquire(self) -> None:
         options, report = self._options, self._report
         with report.phase("lock"):
-            make: Callable[[bytes], None] = os.makedirs
+            # Whoever has removed DIR and what is above it since does not want that back.
+            make: Callable[[bytes], None] = os.mkdir if self._turn.handle >= 0 else os.makedirs
             while True:
                 self._make(make)
-                # Whoever has removed DIR and what is above it since does not want that back.
                 make = os.mkdir
                 try:
                     self._lock = acquire(
@@ -130,6 +134,7 @@ class Target:
                         lambda: is_complete(self.path, options.environment),
                         report.waiting_for(options.wait_for_lock),
                         self._is_vacant,
+                        turn=self._turn,
                     )
                     return
                 except CannotCreate:

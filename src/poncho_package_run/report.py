@@ -3,33 +3,14 @@
 import os
 import time
 
+from .messages import line, warn, write
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Optional
 
 # Nobody wants to read about what is over within a second, nor five lines a second about the rest.
 _FIRST, _EVERY = 1.0, 0.25  # seconds
-
-
-def warn(message: str) -> None:
-    """Write one line to stderr; without a stderr to write to, do nothing.
-
-    What cannot be printed, such as a newline or an escape sequence in a member's
-    name, is shown by its escape, so that a line stays one line.
-    """
-    _write("poncho_package_run: {}\n".format(printable(message)))
-
-
-def printable(text: str) -> str:
-    """The text in one line: a control character is shown by its escape."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def _write(text: str) -> None:
-    try:
-        os.write(2, text.encode())
-    except OSError:
-        pass  # stderr is closed or its reader is gone: nobody to tell, and the command goes on
 
 
 class Report:
@@ -122,7 +103,7 @@ class Report:
         """Take the transient line away, if there is one."""
         if self._drawn:
             # Spaces rather than an escape sequence: this works on a dumb terminal as well.
-            _write("\r{}\r".format(" " * self._drawn))
+            write("\r{}\r".format(" " * self._drawn))
             self._drawn = 0
 
     def _elapsed_if_due(self) -> float:
@@ -137,8 +118,8 @@ class Report:
 
     def _draw(self, text: str) -> None:
         # A line that wraps could not be taken back with a carriage return.
-        text = "poncho_package_run: {}".format(printable(text))[: self._columns - 1]
-        _write("\r" + text.ljust(self._drawn))
+        text = line(text)[: self._columns - 1]
+        write("\r" + text.ljust(self._drawn))
         self._drawn = max(self._drawn, len(text))
 
 

@@ -3,10 +3,8 @@
 import fcntl
 import os
 
+from .messages import line
 from .refusal import IS_DIRECTORY, NOT_PERMITTED, not_executable, not_found
-from .report import printable
-
-_TITLE = "poncho_package_run: "
 
 # What a shell sets or forgets of its own accord: kept from it, and given to the command again.
 _RESTORED = (b"PWD", b"OLDPWD", b"PS1", b"PS2", b"PS4", b"IFS", b"_")
@@ -180,10 +178,9 @@ def _check(word: bytes) -> bytes:
             (b"[ ! -d %s ]", not_executable(word, IS_DIRECTORY)),
             (b"[ -x %s ]", not_executable(word, NOT_PERMITTED)),
         ]
-    line = b"%s || {\nprintf '%%s\\n' %s >&2\nexit %d\n}"
+    lines = b"%s || {\nprintf '%%s\\n' %s >&2\nexit %d\n}"
     return b"\n".join(
-        line
-        % (test % _quoted(word), _quoted(os.fsencode(_TITLE + printable(str(told)))), told.status)
+        lines % (test % _quoted(word), _quoted(os.fsencode(line(str(told)))), told.status)
         for test, told in tests
     )
 

@@ -1,6 +1,6 @@
 """Threads of ours, in which no signal is ever delivered."""
 
-import signal
+import _signal as signal  # type: ignore[import-not-found]  # signal takes 2 ms, for its enums
 import threading
 
 from .signals import FAULTS, numbers

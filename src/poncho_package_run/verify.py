@@ -3,7 +3,7 @@
 import os
 
 from . import holder
-from .report import warn
+from .messages import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

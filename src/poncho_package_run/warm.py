@@ -1,0 +1,38 @@
+"""The warm start, the commonest: all is there, and the command runs at once.
+
+Compiled at every start, as what it imports; the rest is not, where there is nothing to do for it.
+"""
+
+import os
+
+from .activate import activated
+from .completion import is_complete, is_settled, prefix_in
+from .execute import execute
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .cli import Options
+
+
+def run(options: "Options") -> bool:
+    """Become the command, where its environment is ready and there is nothing to tell about it.
+
+    Returns:
+        False if it is not ready, True if it is and there is no command.
+    """
+    if options.debug:
+        return False
+    if os.path.isdir(options.environment):
+        directory = os.path.realpath(options.environment)
+        if options.unpack_to is not None or not is_settled(directory):
+            return False
+    elif options.unpack_to is not None:
+        directory = os.path.realpath(options.unpack_to)
+        if not is_complete(directory, options.environment):
+            return False
+    else:
+        return False
+    prefix = prefix_in(directory)
+    if options.command:
+        execute(*activated(prefix, options.command))
+    return True
