@@ -53,9 +53,9 @@ def unpack_once(options: "Options", directory: bytes) -> None:
             directory,
             options.wait_for_lock,
             lambda: is_complete(directory, options.environment),
-            not (options.debug or os.isatty(2)),
+            not os.isatty(2),
         )
-        if turn is None:
+        if turn.over and not options.debug:
             return
         from .publish import Target
         from .report import Report

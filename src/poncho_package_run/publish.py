@@ -121,7 +121,7 @@ class Target:
 
     def _acquire(self) -> None:
         options, report = self._options, self._report
-        with report.phase("lock"):
+        with report.phase("lock", self._turn.since):
             # Whoever has removed DIR and what is above it since does not want that back.
             make: Callable[[bytes], None] = os.mkdir if self._turn.handle >= 0 else os.makedirs
             while True:

@@ -55,12 +55,13 @@ class Report:
                 )
             )
 
-    def phase(self, name: str) -> "_Phase":
+    def phase(self, name: str, since: "Optional[float]" = None) -> "_Phase":
         """A context manager around one phase of the work; ``name`` is an infinitive.
 
-        Phases follow each other: none is inside another.
+        Phases follow each other: none is inside another.  ``since`` is when the phase began, by
+        ``time.monotonic``, if that was earlier.
         """
-        return _Phase(self, name)
+        return _Phase(self, name, since)
 
     def progress(self, done: int, total: "Optional[int]") -> None:
         """Say how far into an archive of ``total`` bytes (None: a pipe) the unpacking is.
@@ -124,13 +125,14 @@ class Report:
 
 
 class _Phase:
-    def __init__(self, report: Report, name: str) -> None:
+    def __init__(self, report: Report, name: str, since: "Optional[float]") -> None:
         self.report = report
         self.name = name
+        self.since = since
 
     def __enter__(self) -> None:
         report = self.report
-        report._phase_began = time.monotonic()
+        report._phase_began = time.monotonic() if self.since is None else self.since
         report._due = max(report._due, report._phase_began + _FIRST)
 
     def __exit__(self, kind: object, *_error: object) -> None:

@@ -13,7 +13,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Optional
+    from typing import Callable
 
 # Promised is a tenth of a second; more looks of many waiters would slow the unpacking down.
 POLL = 0.04
@@ -29,11 +29,12 @@ class Turn:
             told about.  -1 if it could not be opened, or knows no such lock.
         made (bool): this process has made the directory.
         since (float): when the wait began, by ``time.monotonic``.
+        over (bool): there is nothing left to do.
     """
 
     def __init__(self) -> None:
         self.handle = -1
-        self.made = False
+        self.made = self.over = False
         self.since = time.monotonic()
 
     def close(self) -> None:
@@ -45,17 +46,14 @@ class Turn:
 
 def wait(
     directory: bytes, seconds: float, published: "Callable[[], bool]", silent: bool
-) -> "Optional[Turn]":
+) -> Turn:
     """Make the directory, ask for its lock, and wait as long as another process holds it.
 
     Args:
         directory: absolute and real.
         seconds: how long to wait at most.
         published: asked between tries: is it done already?
-        silent: nobody is to be told about the wait; if it is not, one try is all.
-
-    Returns:
-        None as soon as ``published`` is true.
+        silent: nobody is to be told how long it takes; if it is not, one try is all.
     """
     turn = Turn()
     try:
@@ -76,8 +74,9 @@ def wait(
                 return turn
             time.sleep(min(POLL, left))
             if published():
-                turn.close()
-                return None
+                turn.over = True
+                break
     except OSError:
-        turn.close()
-        return turn
+        pass  # asked for again, and told, by publish
+    turn.close()
+    return turn
