@@ -26,13 +26,16 @@ class Directories:
     Args:
         root: descriptor of the tree's top.
         limit: how many descriptors are kept open.
+
+    Attributes:
+        known (dict): path, as it was spelled, to descriptor: of those found last.
     """
 
     def __init__(self, root: int, limit: int = _LIMIT) -> None:
         self._root = root
         self._limit = limit
         self._open: Dict[tuple, int] = {(): root}
-        self._spelled: Dict[bytes, int] = {b"": root}
+        self.known: Dict[bytes, int] = {b"": root}
 
     def of(self, spelled: bytes, create: bool = False) -> int:
         """The descriptor of a directory.
@@ -46,7 +49,7 @@ class Directories:
             OSError: ENOENT, ENOTDIR (a component is a file or a symlink), or what the
                 system said.
         """
-        found = self._spelled.get(spelled)
+        found = self.known.get(spelled)
         if found is not None:
             return found
         return self._walk(spelled, components(spelled), create)
@@ -73,7 +76,7 @@ class Directories:
                     error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 raise error
             self._open[parts[: index + 1]] = descriptor
-        self._spelled[spelled] = descriptor
+        self.known[spelled] = descriptor
         return descriptor
 
     def _forget(self, keep: tuple) -> None:
@@ -82,7 +85,7 @@ class Directories:
         for parts in [parts for parts in self._open if parts and parts != keep]:
             os.close(self._open.pop(parts))
         # A spelling is cheap to find again; which ones lead to what was closed is not.
-        self._spelled = {b"": self._root}
+        self.known = {b"": self._root}
 
     def creating(self, descriptor: int, name: bytes) -> None:
         """Called before a directory is made; whoever writes a file of its name waits here."""

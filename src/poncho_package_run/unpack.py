@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _REWRITE = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_NO_NAMES = frozenset((b"", b".", b".."))
+
 # Files that a writer takes at a time where none of them makes it wait.
 _TOGETHER = 64
 
@@ -152,10 +154,12 @@ class Tree:
     def _file(self, member: Member) -> None:
         path = member.path
         parent, _, name = path.rpartition(b"/")
-        if not name or name == b"." or name == b".." or (not parent and path[:1] == b"/"):
+        if name in _NO_NAMES or (not parent and path[:1] == b"/"):
             components(path)
             raise ArchiveError(unsafe(path, "is no name for a file"))
-        descriptor = self._parent(parent, path)
+        descriptor = None if self._removed_directory else self._directories.known.get(parent)
+        if descriptor is None:
+            descriptor = self._parent(parent, path)
         if descriptor == self._root and name.startswith(self._reserved):
             for _ in member.body:
                 pass  # used up, so that the next member is found

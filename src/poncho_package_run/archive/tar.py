@@ -68,17 +68,16 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
             break
         kind = block[156:157]
         size = _number(block[124:136], "size", block)
-        if kind == b"x" or kind == b"X":
-            records = _pax(stream.extension(size, block))
-            continue
-        if kind == b"g":
-            defaults.update(_pax(stream.extension(size, block)))
-            continue
-        if kind == b"L":
-            longname = stream.extension(size, block).split(b"\0", 1)[0]
-            continue
-        if kind == b"K":
-            longlink = stream.extension(size, block).split(b"\0", 1)[0]
+        if kind in b"xXgLK":
+            body = stream.extension(size, block)
+            if kind == b"x" or kind == b"X":
+                records = _pax(body)
+            elif kind == b"g":
+                defaults.update(_pax(body))
+            elif kind == b"L":
+                longname = body.split(b"\0", 1)[0]
+            else:
+                longlink = body.split(b"\0", 1)[0]
             continue
 
         path = _name(block) if longname is None else longname
@@ -231,10 +230,16 @@ class _Stream:
                 )
             )
         at = self._at
-        if size <= len(self._data) - at:
-            body: Tuple[memoryview, ...] = (self._view[at : at + size],) if size else ()
-            self._at = at + size
-            self._padding = -size % BLOCK
+        end = at + size
+        if end <= len(self._data):
+            body: Tuple[memoryview, ...] = (self._view[at:end],) if size else ()
+            # Mostly the padding is here too, and there is nothing left to pass.
+            padding = -size % BLOCK
+            if end + padding <= len(self._data):
+                self._at = end + padding
+            else:
+                self._at = end
+                self._padding = padding
             return Member(FILE, path, mode, mtime_ns, size, b"", body)
         if size <= _FLAT:
             if not self._look_ahead(size):
@@ -321,6 +326,14 @@ def _is_header(block: bytes) -> bool:
     against 2.6 microseconds, two header blocks a member).
     """
     field = block[148:156]
+    text = field[:6]
+    if adler32 is not None and text.isdigit():  # as most write it, six digits
+        try:
+            stated = int(text, 8)
+        except ValueError:
+            return False
+        if (stated - 256 - (adler32(block) & 0xFFFF) + (adler32(field) & 0xFFFF)) % 65521 == 0:
+            return True
     text = field.strip(b" \0")
     try:
         stated = int(text, 8) if text.isdigit() else -1
@@ -340,6 +353,12 @@ def _is_header(block: bytes) -> bool:
 
 def _number(field: bytes, what: str, block: bytes) -> int:
     """A numeric header field: octal digits, or GNU's base-256 with the top bit set."""
+    text = field[:-1]
+    if text.isdigit() and field[-1] in b"\0 ":  # as most write it
+        try:
+            return int(text, 8)
+        except ValueError:
+            pass  # told below
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         if field[0] & 0x40:
@@ -385,6 +404,8 @@ def _pax(body: bytes) -> "Dict[bytes, bytes]":
     """Extended header records, each ``LENGTH KEY=VALUE\\n`` where LENGTH counts all of it."""
     records = {}
     at, end = 0, len(body)
+    if body[2:9] == b" mtime=" and body[:2] == b"%d" % end and body[-1] == 10:
+        return {b"mtime": body[9:-1]}  # nearly always, from conda-pack
     while at < end:
         space = body.find(b" ", at, at + 20)
         digits = body[at:space] if space > 0 else b""
@@ -420,6 +441,9 @@ def _decimal(text: bytes, path: bytes) -> int:
 def _nanoseconds(text: bytes) -> int:
     """A pax time: decimal seconds, with a fraction of any length, possibly negative."""
     whole, _, fraction = text.partition(b".")
+    digits = whole + fraction.ljust(9, b"0")
+    if whole and len(digits) <= 19 and digits.isdigit() and len(fraction) <= 9:
+        return int(digits)  # nearly always
     digits = whole[1:] if whole[:1] == b"-" else whole
     if not digits.isdigit() or len(digits) > 18 or not (fraction + b"0").isdigit():
         raise ArchiveError(

@@ -85,6 +85,8 @@ def _system_library(source: "Source") -> "Optional[Iterator[bytes]]":
         import ctypes
     except ImportError:
         return None
+    if not hasattr(ctypes, "pythonapi"):  # not every Python is CPython
+        return None
     # By name alone: ctypes.util.find_library starts ldconfig or a compiler.
     for name in _LIBRARIES:
         try:
@@ -95,6 +97,13 @@ def _system_library(source: "Source") -> "Optional[Iterator[bytes]]":
 
 
 def _by_system_library(ctypes: "Any", library: "Any", source: "Source") -> "Iterator[bytes]":
+    # The library writes into bytes that nobody has seen yet, which the C API allows; to copy each
+    # chunk out of a buffer would take a tenth of the whole unpacking.
+    new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+    new_bytes.argtypes, new_bytes.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
+    address_of = ctypes.pythonapi.PyBytes_AsString
+    address_of.argtypes, address_of.restype = (ctypes.py_object,), ctypes.c_void_p
+
     class Buffer(ctypes.Structure):  # type: ignore[misc]
         """ZSTD_inBuffer and ZSTD_outBuffer: the same three fields."""
 
@@ -118,8 +127,8 @@ def _by_system_library(ctypes: "Any", library: "Any", source: "Source") -> "Iter
         if hasattr(library, "ZSTD_DCtx_setParameter"):  # since 1.4.0
             library.ZSTD_DCtx_setParameter.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
             library.ZSTD_DCtx_setParameter(stream, 100, _WINDOW_LOG)  # ZSTD_d_windowLogMax
-        memory = ctypes.create_string_buffer(_OUTPUT)
-        output = Buffer(ctypes.addressof(memory), _OUTPUT, 0)
+        chunk = new_bytes(None, _OUTPUT)
+        output = Buffer(address_of(chunk), _OUTPUT, 0)
         wanted = 0
         while True:
             data = source.read(_INPUT)
@@ -134,12 +143,13 @@ def _by_system_library(ctypes: "Any", library: "Any", source: "Source") -> "Iter
                     raise _failed(source, library.ZSTD_getErrorName(wanted).decode())
                 full = output.position == _OUTPUT
                 if full:
-                    yield ctypes.string_at(memory, _OUTPUT)
-                    output.position = 0
+                    yield chunk
+                    chunk = new_bytes(None, _OUTPUT)
+                    output = Buffer(address_of(chunk), _OUTPUT, 0)
         if wanted:
             raise _truncated(source)
         if output.position:
-            yield ctypes.string_at(memory, output.position)
+            yield chunk[: output.position]
     finally:
         library.ZSTD_freeDStream(stream)
 
