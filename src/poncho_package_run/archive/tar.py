@@ -327,7 +327,7 @@ def _is_header(block: bytes) -> bool:
     """
     field = block[148:156]
     text = field[:6]
-    if adler32 is not None and text.isdigit():  # as most write it, six digits
+    if field[6:] == b"\0 " and text.isdigit() and adler32 is not None:  # as most write it
         try:
             stated = int(text, 8)
         except ValueError:
