@@ -140,8 +140,8 @@ class _Blocks:
 
 
 def _header_length(head: bytes) -> int:
-    """The length of a gzip header (RFC 1952, 2.3), or 0 if it is not whole."""
-    if head[:3] != b"\x1f\x8b\x08" or len(head) < 10:
+    """The length of a gzip header (RFC 1952, 2.3), or 0 if it is not whole or not right."""
+    if head[:3] != b"\x1f\x8b\x08" or len(head) < 10 or head[3] & 0xE0:
         return 0
     flags, at = head[3], 10
     if flags & 4:
@@ -152,6 +152,8 @@ def _header_length(head: bytes) -> int:
             if not at:
                 return 0
     if flags & 2:
+        if head[at : at + 2] != (zlib.crc32(head[:at]) & 0xFFFF).to_bytes(2, "little"):
+            return 0
         at += 2
     return at if at < len(head) else 0
 
