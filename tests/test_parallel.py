@@ -144,3 +144,28 @@ def test_damage_is_refused(run, tmp_path, variables, stream, damage, threads):
     env = dict(variables, PONCHO_PACKAGE_RUN_THREADS=threads)
     refused(run("-e", packed, "-d", tmp_path / "kept", "true", env=env), 65, str(packed))
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("damage", ["a bit", "cut", "checksum", "length", "trailer", "rubbish"])
+@pytest.mark.parametrize("stream", ["gzip by Python", "gzip of many members, as bgzip"])
+def test_damage_of_what_cannot_be_cut_is_refused(run, tmp_path, variables, stream, damage, threads):
+    # With two threads, one inflates and another sums the checksum up.
+    data = bytearray(STREAMS[stream](archive(CONTENTS["text"])))
+    if damage == "a bit":
+        data[len(data) // 2] ^= 4
+    elif damage == "cut":
+        del data[len(data) // 2 :]
+    elif damage == "checksum":
+        data[-8] ^= 1
+    elif damage == "length":
+        data[-1] ^= 0x80
+    elif damage == "trailer":
+        del data[-3:]
+    else:
+        data += b"rubbish"
+    packed = tmp_path / "packed"
+    packed.write_bytes(data)
+    env = dict(variables, PONCHO_PACKAGE_RUN_THREADS=threads)
+    refused(run("-e", packed, "-d", tmp_path / "kept", "true", env=env), 65, str(packed))
+    assert not (tmp_path / "kept").exists()
