@@ -18,6 +18,13 @@ Variables = Mapping[str, Union[str, bytes, Path, None]]
 
 _TESTS = Path(__file__).parent
 
+# What pytest's caller ignores, each process that it starts would ignore: nohup ignores SIGHUP, a
+# shell's background SIGINT and SIGQUIT.  The tests are about signals that nobody ignores.
+for _number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(_number, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def artifact() -> Path:

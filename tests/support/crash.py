@@ -146,6 +146,7 @@ class Place:
         self.artifact = artifact
         self.kept = root / "kept"
         self.tmp = root / "tmp"
+        self.variables = {"PATH": os.environ["PATH"], "TMPDIR": str(self.tmp), "HOME": "/proc"}
         root.mkdir(parents=True, exist_ok=True)
         self.archive = archive(root / "archive", format)
         self.tmp.mkdir(exist_ok=True)
@@ -156,7 +157,7 @@ class Place:
         """Run the tool to its end, in two minutes at most."""
         return subprocess.run(
             [*wrapper, sys.executable, "-S", self.artifact, *words],
-            env={"PATH": os.environ["PATH"], "TMPDIR": str(self.tmp), "HOME": "/proc"},
+            env=self.variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
