@@ -97,7 +97,7 @@ def judge(scenario, point, error):
             yield f"left {os.listdir(place.kept)}"
     if os.listdir(place.tmp):
         yield "left a temporary directory"
-    if point.name == "flock" or f'"{place.kept}"' in point.arguments:
+    if point.name == "flock" or re.search(re.escape(str(place.kept)) + '[">]', point.arguments):
         # Refused, or in doubt whether it is the directory's, flock gives way to a lock file, which
         # is never removed (see lockfile.py).
         (place.root / ".kept.poncho_package_run.lock").unlink(missing_ok=True)
