@@ -310,7 +310,8 @@ class TestTerminal:
             shell.send("\x1a")
             shell.expect(r".*Stopped.*")
             for pid in {command, group}:
-                assert state_of(pid) == "T"
+                # The shell reports the group as soon as its leader is stopped.
+                wait_for(lambda pid=pid: state_of(pid) == "T", what=f"{pid} to be stopped")
             shell.send("fg\n")
             wait_for(lambda: state_of(command) != "T", what="the command to continue")
         shell.send("\x03")
