@@ -139,9 +139,12 @@ def test_damage_is_refused(run, tmp_path, variables, stream, damage, threads):
         data[-8] ^= 1
     else:
         data[-1] ^= 0x80  # bzip2 pads with the low bits, if at all
+    check_refused(run, tmp_path, dict(variables, PONCHO_PACKAGE_RUN_THREADS=threads), data)
+
+
+def check_refused(run, tmp_path, env, data):
     packed = tmp_path / "packed"
     packed.write_bytes(data)
-    env = dict(variables, PONCHO_PACKAGE_RUN_THREADS=threads)
     refused(run("-e", packed, "-d", tmp_path / "kept", "true", env=env), 65, str(packed))
     assert not (tmp_path / "kept").exists()
 
@@ -164,8 +167,4 @@ def test_damage_of_what_cannot_be_cut_is_refused(run, tmp_path, variables, strea
         del data[-3:]
     else:
         data += b"rubbish"
-    packed = tmp_path / "packed"
-    packed.write_bytes(data)
-    env = dict(variables, PONCHO_PACKAGE_RUN_THREADS=threads)
-    refused(run("-e", packed, "-d", tmp_path / "kept", "true", env=env), 65, str(packed))
-    assert not (tmp_path / "kept").exists()
+    check_refused(run, tmp_path, dict(variables, PONCHO_PACKAGE_RUN_THREADS=threads), data)

@@ -326,14 +326,6 @@ def _is_header(block: bytes) -> bool:
     against 2.6 microseconds, two header blocks a member).
     """
     field = block[148:156]
-    text = field[:6]
-    if field[6:] == b"\0 " and text.isdigit() and adler32 is not None:  # as most write it
-        try:
-            stated = int(text, 8)
-        except ValueError:
-            return False
-        if (stated - 256 - (adler32(block) & 0xFFFF) + (adler32(field) & 0xFFFF)) % 65521 == 0:
-            return True
     text = field.strip(b" \0")
     try:
         stated = int(text, 8) if text.isdigit() else -1
@@ -342,7 +334,7 @@ def _is_header(block: bytes) -> bool:
     if stated < 0:
         return False
     if adler32 is not None:
-        if (stated - 256 + sum(field) + 1 - (adler32(block) & 0xFFFF)) % 65521 == 0:
+        if (stated - 256 + (adler32(field) & 0xFFFF) - (adler32(block) & 0xFFFF)) % 65521 == 0:
             return True
     elif stated == sum(block) - sum(field) + 256:
         return True
@@ -353,12 +345,6 @@ def _is_header(block: bytes) -> bool:
 
 def _number(field: bytes, what: str, block: bytes) -> int:
     """A numeric header field: octal digits, or GNU's base-256 with the top bit set."""
-    text = field[:-1]
-    if text.isdigit() and field[-1] in b"\0 ":  # as most write it
-        try:
-            return int(text, 8)
-        except ValueError:
-            pass  # told below
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         if field[0] & 0x40:
@@ -372,9 +358,11 @@ def _number(field: bytes, what: str, block: bytes) -> int:
                 printable(_name(block)), what
             )
         )
-    text = field.split(b"\0", 1)[0].strip(b" ")
-    if not text:
-        return 0
+    text = field[:-1]
+    if not text.isdigit() or field[-1] not in b"\0 ":  # as few write it
+        text = field.split(b"\0", 1)[0].strip(b" ")
+        if not text:
+            return 0
     if text.isdigit():
         try:
             return int(text, 8)
