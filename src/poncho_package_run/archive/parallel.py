@@ -34,6 +34,7 @@ class Lane:
         self._budget = budget
         self._chunks: deque = deque()
         self._held = 0
+        self._full = False  # the producer waits
         self._ended = False
         self._cancelled = False
 
@@ -42,13 +43,18 @@ class Lane:
         try:
             for chunk in chunks:
                 with self._changed:
-                    while self._held >= self._budget and not self._cancelled:
-                        self._changed.wait()
+                    if self._held >= self._budget:
+                        # Until half is used up: each turn of the threads is worth some chunks.
+                        while self._held > self._budget // 2 and not self._cancelled:
+                            self._full = True
+                            self._changed.wait()
+                        self._full = False
                     if self._cancelled:
                         break
                     self._chunks.append(chunk)
                     self._held += len(chunk)
-                    self._changed.notify_all()
+                    if len(self._chunks) == 1:  # else nobody waits for it
+                        self._changed.notify_all()
         except Exception as error:  # handed to the consumer, who decides what it means
             self.error = error
         finally:
@@ -72,7 +78,8 @@ class Lane:
                     return
                 chunk = self._chunks.popleft()
                 self._held -= len(chunk)
-                self._changed.notify_all()
+                if self._full and self._held <= self._budget // 2:
+                    self._changed.notify_all()
             yield chunk
 
 
