@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conda_pack.prefixes import update_prefix
 
+from poncho_package_run.edits import WINDOW
 from support.environments import PLACEHOLDER
 from support.messages import refused
 from support.tars import directory, environment, hardlink, member, symlink
@@ -87,7 +88,7 @@ LARGE = 9 << 20
 )
 def test_a_large_program_becomes_what_conda_unpack_makes_of_it(run, tmp_path, strings):
     data = bytearray(bytes(range(1, 256)) * (LARGE // 255))
-    window = 1 << 20
+    window = 8 * WINDOW
     # In the middle, across the border of two windows, and at the end, where no NUL closes it.
     for number, at in enumerate((5000, window - 150, window + 300_000)):
         string = b"\0" + strings[number % len(strings)].encode() + b"\0"
@@ -102,6 +103,33 @@ def test_a_large_program_becomes_what_conda_unpack_makes_of_it(run, tmp_path, st
         update_prefix(str(expected), str(kept), placeholder, mode)
     assert (kept / "bin" / "large").read_bytes() == expected.read_bytes()
     assert expected.read_bytes() != data
+
+
+@pytest.mark.parametrize("size", [2 * WINDOW + 1000, LARGE])
+@pytest.mark.parametrize("mode", ["text", "binary"])
+def test_a_placeholder_is_found_wherever_two_windows_meet(run, tmp_path, mode, size):
+    length = len(PLACEHOLDER)
+    borders = [0, WINDOW, 2 * WINDOW, size - length - 1]
+    places = {at + n for at in borders for n in (-length, -2, -1, 0, 1, 2, 3, length)}
+    places = sorted(at for at in places if 0 <= at <= size - length)
+    if size == LARGE:
+        places = places[::5]
+    packed, kept = tmp_path / "packed", tmp_path / "kept"
+
+    def content(at, prefix):
+        rest = bytes(size - at - length)
+        return bytes(at) + (prefix if mode == "text" else prefix.ljust(length, b"\0")) + rest
+
+    packed = pack(
+        packed,
+        [(f"lib/{at}", PLACEHOLDER, mode) for at in places],
+        *[member(b"lib/%d" % at, content(at, PLACEHOLDER.encode())) for at in places],
+    )
+    run("-e", packed, "-d", kept, check=True)
+    for at in places:
+        closed = mode == "text" or at + length < size  # a string that no NUL closes stays
+        new = content(at, bytes(kept)) if closed else content(at, PLACEHOLDER.encode())
+        assert (kept / "lib" / str(at)).read_bytes() == new, at
 
 
 def test_every_record_is_checked_before_the_first_file_is_written(run, tmp_path):

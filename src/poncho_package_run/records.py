@@ -69,10 +69,12 @@ def records(directory: int) -> "Iterator[Tuple[bytes, bytes, bool]]":
                 or b"\0" in path
             ):
                 raise malformed("the record of " + printable(path))
-            parts = components(path)
-            if parts and parts[0].startswith(OURS):
-                raise malformed("the record of {}, a file of this tool,".format(printable(path)))
-            yield b"/".join(parts), placeholder, mode == b"binary"
+            if b"/." in path or b"//" in path or path[:1] in b"./" or path[-1:] == b"/":
+                parts = components(path)
+                if parts and parts[0].startswith(OURS):
+                    raise malformed("the record of " + printable(path) + ", a file of this tool,")
+                path = b"/".join(parts)
+            yield path, placeholder, mode == b"binary"
     raise malformed("a list of records without an end")
 
 

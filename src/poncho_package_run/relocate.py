@@ -4,14 +4,13 @@ import errno
 import fcntl
 import os
 import stat
-import threading
+from _thread import allocate_lock  # threading takes 4 ms, and most relocations need one thread
 
 from .directories import Directories, printable
-from .edits import edit, is_large, occurrences, replaced, write
+from .edits import WINDOW, edit, is_large, occurrences, replaced, write
 from .errors import ArchiveError, RelocationError
 from .failures import failure
 from .records import SCRIPT, malformed, records
-from .threads import start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,18 +77,23 @@ class Relocation:
     def __init__(self, directory: int, prefix: bytes) -> None:
         self._directory = directory
         self._directories = Directories(directory)
-        self._linked = threading.Lock()
-        self._telling = threading.Lock()
+        self._linked = allocate_lock()
+        self._telling = allocate_lock()
         self._done: Dict[Tuple[int, int], Edits] = {}
         self._prefix = prefix
         self._files: Dict[bytes, Edits] = {}
         self.records = 0
+        files = self._files
+        edits: Edits = [(b"", False)]
         for path, placeholder, binary in records(directory):
             self.records += 1
-            edits = self._files.setdefault(path, [])
+            # Of thousands of records most have the same to replace: they share the list.
+            if edits != [(placeholder, binary)]:
+                edits = [(placeholder, binary)] if placeholder != prefix else []
+            before = files.setdefault(path, edits)
             # Two packages that own one path have a record each; one replacement is all it takes.
-            if placeholder != prefix and (placeholder, binary) not in edits:
-                edits.append((placeholder, binary))
+            if before is not edits:
+                files[path] = before + [edit for edit in edits if edit not in before]
 
     def check(self) -> None:
         """Make sure that every placeholder in a binary file is long enough.
@@ -149,6 +153,8 @@ class Relocation:
                 errors.append(error)
             finally:
                 directories.close()
+
+        from .threads import start
 
         others = start(work, threads - 1)
         work()
@@ -242,13 +248,15 @@ class Relocation:
                     before.extend(edits)
                     if not edits:
                         continue
-                if is_large(status.st_size, edits, self._prefix):
+                large = is_large(status.st_size, edits, self._prefix)
+                if large or status.st_size > WINDOW:
                     # In place, programs are gone through once, and written where there is a need.
-                    if (in_place and len(edits) == 1 and edits[0][1]) or any(
-                        next(occurrences(handle, old), None) is not None for old, _ in edits
-                    ):
+                    once = large and in_place and len(edits) == 1 and edits[0][1]
+                    if not (once or _hold_any(handle, edits)):
+                        continue
+                    if large:
                         yield path, handle, status, edits, None
-                    continue
+                        continue
                 data = _read(handle, status.st_size)
                 new = replaced(data, edits, self._prefix)
                 if new is not data and new != data:
@@ -299,6 +307,11 @@ def _open(
         os.close(handle)
         raise malformed("the record of {}, no file,".format(printable(path)))
     return handle, status
+
+
+def _hold_any(handle: int, edits: "Edits") -> bool:
+    """Whether any of the placeholders is in an open file."""
+    return any(next(occurrences(handle, old), None) is not None for old, _ in edits)
 
 
 class _Writable:
