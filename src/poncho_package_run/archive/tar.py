@@ -150,34 +150,50 @@ class _Stream:
         self._view = memoryview(b"")
         self._at = 0  # the next unread byte of _data
         self._before = 0  # bytes of the stream before _data
+        self._rest = b""  # a chunk of which the beginning was joined to _data, up to _rest_at
+        self._rest_at = 0
         self._owed = 0  # what the consumer has left unread of the current body
         self._padding = 0
 
     def _advance(self) -> bool:
         """Go on to the next chunk once this one is used up; False at the end."""
-        for data in self._chunks:
-            if data:
-                self._before += len(self._data)
-                self._data = data
-                self._view = memoryview(data)
-                self._at = 0
-                return True
-        return False
+        data, at = self._rest, self._rest_at
+        self._rest, self._rest_at = b"", 0
+        if not data:
+            for data in self._chunks:
+                if data:
+                    break
+            else:
+                return False
+        self._before += len(self._data) - at
+        self._data = data
+        self._view = memoryview(data)
+        self._at = at
+        return True
 
     def _look_ahead(self, count: int) -> bool:
-        """Make ``count`` bytes beyond the position available at once; False if there are fewer."""
+        """Make ``count`` bytes beyond the position available at once; False if there are fewer.
+
+        Only what spans two chunks is joined, not the chunks: nearly every one of them ends amid
+        a member, and a gigabyte would be copied once more.
+        """
+        if self._at == len(self._data):
+            self._advance()
         missing = count - (len(self._data) - self._at)
         if missing <= 0:
             return True
+        before = self._before + self._at
         pieces = [self._data[self._at :]]
-        for data in self._chunks:
-            pieces.append(data)
-            missing -= len(data)
-            if missing <= 0:
-                break
-        self._before += self._at
+        self._at = len(self._data)
+        while missing > 0 and self._advance():
+            pieces.append(self._data[self._at : self._at + missing])
+            self._at += len(pieces[-1])
+            missing -= len(pieces[-1])
+        if self._at < len(self._data):
+            self._rest, self._rest_at = self._data, self._at
         self._data = b"".join(pieces)
         self._view = memoryview(self._data)
+        self._before = before
         self._at = 0
         return missing <= 0
 
@@ -188,8 +204,9 @@ class _Stream:
         if len(block) == BLOCK:
             self._at = at + BLOCK
         elif self._look_ahead(BLOCK):
-            block = self._data[:BLOCK]
-            self._at = BLOCK
+            at = self._at
+            block = self._data[at : at + BLOCK]
+            self._at = at + BLOCK
         else:
             raise ArchiveError(
                 "the archive is truncated: it ends at byte {} of its tar stream without an "
@@ -244,9 +261,10 @@ class _Stream:
         if size <= _FLAT:
             if not self._look_ahead(size):
                 raise self._truncated(path)
-            self._at = size
+            at = self._at
+            self._at = end = at + size
             self._padding = -size % BLOCK
-            return Member(FILE, path, mode, mtime_ns, size, b"", (self._view[:size],))
+            return Member(FILE, path, mode, mtime_ns, size, b"", (self._view[at:end],))
         self._owed = size
         self._padding = -size % BLOCK
         return Member(FILE, path, mode, mtime_ns, size, b"", self._pieces(path), False)
