@@ -1,5 +1,6 @@
 """Contract 5, archives: each row of its table, compared with bsdtar and conda-unpack."""
 
+import gzip
 import os
 import shutil
 import subprocess
@@ -136,6 +137,61 @@ def test_streams_of_several_members(run, environment, tmp_path, program):
     (tmp_path / "archive").write_bytes(packed)
     result = run("-e", tmp_path / "archive", "-d", kept, "showprefix", check=True)
     assert result.stdout.decode() == prefix_line(kept)
+
+
+EVERYTHING = tars.environment(
+    *[tars.member(b"lib/%d" % size, os.urandom(size)) for size in (0, 1, 511, 512, 513, 5000)],
+    tars.longname(b"lib/" + b"n" * 250),
+    tars.member(b"short", b"of a long name"),
+    tars.pax({b"path": b"lib/" + b"p" * 90, b"mtime": b"1500000000.123456789"}),
+    tars.member(b"short", os.urandom(70_000)),
+    tars.member(b"lib/large", os.urandom(200_000)),
+    tars.directory(b"share", mode=0o700),
+    tars.symlink(b"share/link", b"../lib/large"),
+    # conda-pack writes a hard link with a body; other tars one with a size and none.
+    tars.pax({b"mtime": b"1500000000.5"}),
+    tars.hardlink(b"share/body", b"lib/5000", size=3000) + tars.pad(os.urandom(3000)),
+    tars.hardlink(b"share/none", b"lib/large", size=200_000),
+    tars.member(b"share/last", b"last"),
+)
+
+
+@pytest.mark.parametrize("size", [31, 509, 512, 4099])
+def test_a_chunk_may_end_anywhere_in_a_tar(run, tmp_path, size):
+    # The decoder hands on member by member, so that every size makes other chunks.
+    def unpack(name, data):
+        archive = tmp_path / name
+        archive.write_bytes(data)
+        return run("-e", archive, "-d", tmp_path / "kept", "true")
+
+    def in_members(data):
+        return b"".join(
+            gzip.compress(data[at : at + size], 1) for at in range(0, len(data), size)
+        )
+
+    def found():
+        tree = trees.snapshot(tmp_path / "kept")
+        shutil.rmtree(tmp_path / "kept")
+        return tree
+
+    assert unpack("plain", EVERYTHING).returncode == 0
+    whole = found()
+    assert len(whole) == 17
+    assert unpack("members", in_members(EVERYTHING)).returncode == 0
+    assert not trees.differences(whole, found())
+
+    # In a header, in an extended one's body, in what may be a link's, in a file's, and at the end.
+    places = [EVERYTHING.index(name) for name in (b"short\0", b"n" * 250, b"share/none")]
+    places += [200_000, len(EVERYTHING) - len(tars.END)]
+    for at in places:
+        lines = [
+            refused(unpack(name, data), 65).replace(name, "")
+            for name, data in (
+                ("plain", EVERYTHING[:at]),
+                ("members", in_members(EVERYTHING[:at])),
+            )
+        ]
+        assert lines[0] == lines[1], at
 
 
 @pytest.mark.parametrize("dialect", ["gnu", "posix", "ustar"])
