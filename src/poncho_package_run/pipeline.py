@@ -85,22 +85,24 @@ def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
         The environment's prefix, and the open archive's source.
     """
     from .archive import Archive
-    from .relocate import relocate
-    from .unpack import Tree
 
     manifest = target.manifest
-    with Archive(path) as archive, Tree(target.descriptor, target.path, OURS, manifest) as tree:
-        with report.phase("unpack"):
-            if archive.kind == "squashfs":
-                archive.extract(target.path, OURS)
-                if manifest is not None:
-                    manifest.survey()
-            else:
-                tree.unpack(archive.members(report.progress), archive.writers)
-        prefix = prefix_in(target.path)
-        with report.phase("relocate"):
-            rewritten = manifest.rewritten if manifest is not None else None
-            report.records = relocate(prefix, rewritten, tree.overlap)
-        tree.set_attributes()
-        report.files, report.bytes = tree.files, tree.bytes
-        return prefix, archive.source
+    with Archive(path) as archive:
+        from .relocate import relocate  # while other threads decode already
+        from .unpack import Tree
+
+        with Tree(target.descriptor, target.path, OURS, manifest) as tree:
+            with report.phase("unpack"):
+                if archive.kind == "squashfs":
+                    archive.extract(target.path, OURS)
+                    if manifest is not None:
+                        manifest.survey()
+                else:
+                    tree.unpack(archive.members(report.progress), archive.writers)
+            prefix = prefix_in(target.path)
+            with report.phase("relocate"):
+                rewritten = manifest.rewritten if manifest is not None else None
+                report.records = relocate(prefix, rewritten, tree.overlap)
+            tree.set_attributes()
+            report.files, report.bytes = tree.files, tree.bytes
+            return prefix, archive.source

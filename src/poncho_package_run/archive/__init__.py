@@ -45,7 +45,7 @@ def recognise(source: Source) -> str:
 
 
 class Archive:
-    """An open archive of a recognised format; a context manager.
+    """An open archive of a recognised format; a context manager, and decoded from its start on.
 
     Args:
         path: the archive.
@@ -73,6 +73,11 @@ class Archive:
         self._ahead: Optional[Generator[bytes, None, None]] = None
 
     def __enter__(self) -> "Archive":
+        if self._cores > 1 and self.kind not in ("zip", "squashfs"):
+            from .parallel import prefetch
+
+            # Before the members are asked for: meanwhile the other modules are imported.
+            self._ahead = prefetch(self._chunks(), _AHEAD)
         return self
 
     def __exit__(self, kind: object, error: object, _: object) -> None:
@@ -98,11 +103,7 @@ class Archive:
                 yield member
                 progress(source.position, source.size)
             return
-        chunks = self._chunks()
-        if self._cores > 1:
-            from .parallel import prefetch
-
-            chunks = self._ahead = prefetch(chunks, _AHEAD)
+        chunks = self._ahead or self._chunks()
         for member in tar.members(_checked(chunks, source, progress)):
             yield member
         # Of these no checksum would tell that two versions were read as one.

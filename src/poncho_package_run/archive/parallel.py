@@ -177,12 +177,19 @@ def lanes(
 
 
 def prefetch(chunks: "Iterable[bytes]", budget: int) -> "Generator[bytes, None, None]":
-    """The same chunks, produced in a thread up to ``budget`` bytes ahead."""
+    """The same chunks, produced in a thread up to ``budget`` bytes ahead, from now on."""
+    ahead = _prefetched(chunks, budget)
+    next(ahead)
+    return ahead
+
+
+def _prefetched(chunks: "Iterable[bytes]", budget: int) -> "Generator[bytes, None, None]":
     ahead = lanes(lambda item: item, [chunks], 1, budget)
     try:
-        for lane in ahead:
-            yield from lane
-            if lane.error is not None:
-                raise lane.error
+        lane = next(ahead)
+        yield b""  # the thread runs
+        yield from lane
+        if lane.error is not None:
+            raise lane.error
     finally:
         ahead.close()  # now, not when the error that refers to it is forgotten
