@@ -1,16 +1,19 @@
 """Tar archives that claim much, or hold much of nothing: memory stays bounded all the same."""
 
 import gzip
+import lzma
 import os
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from support import tracing
 from support.tars import (
     END,
     directory,
@@ -180,6 +183,40 @@ status = os.spawnv(os.P_WAIT, sys.argv[1], sys.argv[1:])
 os.write(1, b"%d" % resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(status)
 """
+
+
+def in_flushed_blocks(data: bytes) -> bytes:
+    """As conda-pack -j N writes tar.gz."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    pieces = []
+    for at in range(0, len(data), 90_000):
+        pieces += [packer.compress(data[at : at + 90_000]), packer.flush(zlib.Z_FULL_FLUSH)]
+    return b"".join([*pieces, packer.flush()])
+
+
+def in_streams(data: bytes) -> bytes:
+    """As conda-pack -j N writes tar.xz."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 4 * MIB}]
+    return b"".join(
+        lzma.compress(data[at : at + 4 * MIB], filters=filters)
+        for at in range(0, len(data), 4 * MIB)
+    )
+
+
+@pytest.mark.parametrize("pack", [in_flushed_blocks, in_streams])
+def test_memory_does_not_grow_with_the_processors(tmp_path, run, pack):
+    # Files so small that the decoders of eight processors are far ahead of the writer.
+    data = os.urandom(12 * MIB).hex().encode()
+    files = [member(b"%d" % at, data[at : at + 3000]) for at in range(0, len(data), 3000)]
+    archive = tmp_path / "archive"
+    archive.write_bytes(pack(b"".join([HISTORY, *files, END])))
+    eight = tracing.strace(
+        "--seccomp-bpf", "-e", "trace=sched_getaffinity",
+        "-e", "inject=sched_getaffinity:poke_exit=@arg3=ff",
+    )  # fmt: skip
+    measure = [sys.executable, "-I", "-S", "-c", _MEASURE, *eight]
+    result = run("-e", archive, "true", wrapper=measure, check=True)
+    assert 20 * MIB < int(result.stdout) * 1024 <= PEAK
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -64,6 +64,8 @@ class Archive:
         self.source = Source(path)
         memory.keep()
         self._cores = usable()
+        if self._cores > 2:
+            memory.share()
         try:
             self.kind = recognise(self.source)
         except Exception:

@@ -18,6 +18,34 @@ if TYPE_CHECKING:
 # which nothing comes; and once the interpreter is ending, no thread but the main one runs.
 _GRACE = 0.1  # seconds
 
+# Lanes that may be open for each thread, however little they hold.
+_LANES = 4
+
+
+class _Ahead:
+    """What is decoded ahead of the consumer: the open lanes, and how many bytes they hold.
+
+    The budget is one for all of them.  With a share for each, a lane whose piece grows a lot
+    would hold its own thread back, and the others, full, would wait for it.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.changed = threading.Condition()
+        self.lanes: deque = deque()
+        self.budget = budget
+        self.held = 0
+        self.waiting = 0  # threads that wait for room
+
+    def wait_for_room(self, enough: "Callable[[], bool]") -> None:
+        """Wait, ``changed`` being held, until half is used up, or it is ``enough``.
+
+        Until half is: each time that threads take turns is worth some chunks.
+        """
+        self.waiting += 1
+        while self.held > self.budget // 2 and not enough():
+            self.changed.wait()
+        self.waiting -= 1
+
 
 class Lane:
     """The output of one piece of work: an iterator over its chunks, used by one consumer.
@@ -27,59 +55,60 @@ class Lane:
         error (Exception or None): what ended the work early; set when the chunks are used up.
     """
 
-    def __init__(self, item: "Any", changed: threading.Condition, budget: int) -> None:
+    def __init__(self, item: "Any", ahead: _Ahead) -> None:
         self.item = item
         self.error: Optional[Exception] = None
-        self._changed = changed
-        self._budget = budget
+        self._ahead = ahead
         self._chunks: deque = deque()
-        self._held = 0
-        self._full = False  # the producer waits
         self._ended = False
         self._cancelled = False
 
     def fill(self, chunks: "Iterable[bytes]") -> None:
         """Run the work (in the producing thread), holding it back while the budget is used up."""
+        ahead = self._ahead
         try:
             for chunk in chunks:
-                with self._changed:
-                    if self._held >= self._budget:
-                        # Until half is used up: each turn of the threads is worth some chunks.
-                        while self._held > self._budget // 2 and not self._cancelled:
-                            self._full = True
-                            self._changed.wait()
-                        self._full = False
+                with ahead.changed:
+                    if ahead.held >= ahead.budget:
+                        ahead.wait_for_room(self._is_wanted)
                     if self._cancelled:
                         break
                     self._chunks.append(chunk)
-                    self._held += len(chunk)
+                    ahead.held += len(chunk)
                     if len(self._chunks) == 1:  # else nobody waits for it
-                        self._changed.notify_all()
+                        ahead.changed.notify_all()
         except Exception as error:  # handed to the consumer, who decides what it means
             self.error = error
         finally:
-            with self._changed:
+            with ahead.changed:
                 self._ended = True
-                self._changed.notify_all()
+                ahead.changed.notify_all()
+
+    def _is_wanted(self) -> bool:
+        """Whether the consumer waits for this lane: then there is room, or all would wait."""
+        return self._cancelled or (not self._chunks and self._ahead.lanes[0] is self)
 
     def cancel(self) -> None:
         """Drop what was produced and let the producer end."""
-        with self._changed:
+        ahead = self._ahead
+        with ahead.changed:
             self._cancelled = True
+            ahead.held -= sum(map(len, self._chunks))
             self._chunks.clear()
-            self._changed.notify_all()
+            ahead.changed.notify_all()
 
     def __iter__(self) -> "Iterator[bytes]":
+        ahead = self._ahead
         while True:
-            with self._changed:
+            with ahead.changed:
                 while not self._chunks and not self._ended:
-                    self._changed.wait()
+                    ahead.changed.wait()
                 if not self._chunks:
                     return
                 chunk = self._chunks.popleft()
-                self._held -= len(chunk)
-                if self._full and self._held <= self._budget // 2:
-                    self._changed.notify_all()
+                ahead.held -= len(chunk)
+                if ahead.waiting and (not self._chunks or ahead.held <= ahead.budget // 2):
+                    ahead.changed.notify_all()
             yield chunk
 
 
@@ -110,22 +139,27 @@ def lanes(
         work: gives the chunks of one item; runs in a thread.
         items: asked for one by one, by one thread at a time.
         workers: how many threads; if none can be started, the consumer works.
-        budget: bytes that one lane may hold before its producer waits.
+        budget: bytes that all lanes may hold before their producers wait.
 
     Closing the generator stops the threads, which are daemons: one that does not stop at once
     ends with the process.
     """
-    changed = threading.Condition()
+    ahead = _Ahead(budget)
+    changed, open_lanes = ahead.changed, ahead.lanes
     source = iter(items)
-    open_lanes: deque = deque()
     state: dict = {"left": workers, "closed": False, "error": None}
+
+    def may_go_on() -> bool:
+        return state["closed"] or not open_lanes
 
     def produce() -> None:
         try:
             while True:
                 with changed:
-                    while len(open_lanes) > workers and not state["closed"]:
+                    while len(open_lanes) >= _LANES * workers and not state["closed"]:
                         changed.wait()
+                    if ahead.held >= budget:
+                        ahead.wait_for_room(may_go_on)
                     if state["closed"]:
                         return
                     # Asked for under the lock: the order of the lanes is that of the items.
@@ -133,7 +167,7 @@ def lanes(
                         item = next(source)
                     except StopIteration:
                         return
-                    lane = Lane(item, changed, budget)
+                    lane = Lane(item, ahead)
                     open_lanes.append(lane)
                     changed.notify_all()
                 lane.fill(work(item))
@@ -162,7 +196,6 @@ def lanes(
             yield lane
             lane.cancel()
             with changed:
-                # Removed only now, so that a lane in use counts against those ahead of it.
                 open_lanes.popleft()
                 changed.notify_all()
         if state["error"] is not None:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 _READ = 1 << 18
 
-# What one lane may decode ahead; with as many lanes as workers and one, and the Python
+# What is searched for a cut at a time: little, since the other threads wait for it.
+_WINDOW = 1 << 15
+
+# What may be decoded ahead; with a chunk in the hands of each thread, and the Python
 # interpreter's own 12 MiB, the whole stays under the contract's 64 MiB.
 _AHEAD = 10 << 20
 
@@ -64,8 +67,7 @@ class Decoded:
 
     def __iter__(self) -> "Iterator[bytes]":
         pieces = (Piece(start, end) for start, end in self._ranges)
-        budget = _AHEAD // (self._workers + 1)
-        lanes = parallel.lanes(self._work, pieces, self._workers, budget)
+        lanes = parallel.lanes(self._work, pieces, self._workers, _AHEAD)
         try:
             yield from self._joined(lanes)
         finally:
@@ -149,12 +151,12 @@ def ranges_at(
         end = size
         at = start + least
         while at < size:
-            window = source.pread(1 << 17, at)
+            window = source.pread(_WINDOW, at)
             found = window.find(marker)
             if found >= 0:
                 end = at + found + behind
                 break
-            if len(window) < 1 << 17:
+            if len(window) < _WINDOW:
                 break
             at += len(window) - len(marker) + 1
         yield start, min(end, size)

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
 _MAGIC = b"\xfd7zXZ\x00"
 
+# What the decoders of all threads may take, each its dictionary and what is on its way through it.
+_DECODERS = 28 << 20
+_ON_ITS_WAY = 4 << 20
+
 
 def recognises(head: bytes) -> bool:
     # The older .lzma has no magic number; this is its only properties byte in use (lc=3,
@@ -38,11 +42,29 @@ def decode(source: Source, cores: int) -> "Iterator[bytes]":
         ArchiveError: damaged, truncated, or followed by anything but zeros.
     """
     ranges = None
-    if cores > 1 and source.seekable and source.peek(6) == _MAGIC:
+    head = source.peek(1 << 10)
+    cores = min(cores, _DECODERS // (_dictionary(head) + _ON_ITS_WAY))
+    if cores > 1 and source.seekable and head[:6] == _MAGIC:
         found = _stream_ranges(source)
         if found is not None and len(found) > 1:
             ranges = found
     return decode_streams(source, _XzStreams, ranges, cores)
+
+
+def _dictionary(head: bytes) -> int:
+    """The bytes of the first block's dictionary; more than is to be had if there is any doubt.
+
+    A block header follows the stream's 12 bytes: its size, flags, the sizes that these announce,
+    and the filters, each with its number and properties (section 3.1; of LZMA2, 5.3.1).
+    """
+    flags, at = head[13] if len(head) > 13 else 0xFF, 14
+    for flag in (0x40, 0x80):
+        if flags & flag:
+            _, at = _variable_length(head, at)
+    if flags & 0x3F or head[at : at + 2] != b"\x21\x01" or len(head) < at + 3:
+        return _DECODERS
+    bits = head[at + 2]
+    return min((2 | bits & 1) << (bits // 2 + 11), _DECODERS)
 
 
 def _stream_ranges(source: Source) -> "Optional[List[Tuple[int, int]]]":
