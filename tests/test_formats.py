@@ -12,6 +12,7 @@ import pytest
 from support import interpreters, references, tars, tracing, trees
 from support.commands import need
 from support.messages import refused
+from support.streams import members
 
 PACKED = [
     pytest.param({"format": "tar"}, id="tar"),
@@ -164,11 +165,6 @@ def test_a_chunk_may_end_anywhere_in_a_tar(run, tmp_path, size):
         archive.write_bytes(data)
         return run("-e", archive, "-d", tmp_path / "kept", "true")
 
-    def in_members(data):
-        return b"".join(
-            gzip.compress(data[at : at + size], 1) for at in range(0, len(data), size)
-        )
-
     def found():
         tree = trees.snapshot(tmp_path / "kept")
         shutil.rmtree(tmp_path / "kept")
@@ -177,7 +173,7 @@ def test_a_chunk_may_end_anywhere_in_a_tar(run, tmp_path, size):
     assert unpack("plain", EVERYTHING).returncode == 0
     whole = found()
     assert len(whole) == 17
-    assert unpack("members", in_members(EVERYTHING)).returncode == 0
+    assert unpack("members", members(gzip.compress, EVERYTHING, size)).returncode == 0
     assert not trees.differences(whole, found())
 
     # In a header, in an extended one's body, in what may be a link's, in a file's, and at the end.
@@ -188,7 +184,7 @@ def test_a_chunk_may_end_anywhere_in_a_tar(run, tmp_path, size):
             refused(unpack(name, data), 65).replace(name, "")
             for name, data in (
                 ("plain", EVERYTHING[:at]),
-                ("members", in_members(EVERYTHING[:at])),
+                ("members", members(gzip.compress, EVERYTHING[:at], size)),
             )
         ]
         assert lines[0] == lines[1], at

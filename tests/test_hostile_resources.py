@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from support import tracing
+from support.streams import in_blocks, members
 from support.tars import (
     END,
     directory,
@@ -185,25 +186,18 @@ sys.exit(status)
 """
 
 
-def in_flushed_blocks(data: bytes) -> bytes:
-    """As conda-pack -j N writes tar.gz."""
-    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
-    pieces = []
-    for at in range(0, len(data), 90_000):
-        pieces += [packer.compress(data[at : at + 90_000]), packer.flush(zlib.Z_FULL_FLUSH)]
-    return b"".join([*pieces, packer.flush()])
+def tar_gz(data: bytes) -> bytes:
+    """As conda-pack -j N writes it."""
+    return in_blocks(data, zlib.Z_FULL_FLUSH, level=1, block=90_000)
 
 
-def in_streams(data: bytes) -> bytes:
-    """As conda-pack -j N writes tar.xz."""
+def tar_xz(data: bytes) -> bytes:
+    """As conda-pack -j N writes it."""
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 4 * MIB}]
-    return b"".join(
-        lzma.compress(data[at : at + 4 * MIB], filters=filters)
-        for at in range(0, len(data), 4 * MIB)
-    )
+    return members(lambda part: lzma.compress(part, filters=filters), data, 4 * MIB)
 
 
-@pytest.mark.parametrize("pack", [in_flushed_blocks, in_streams])
+@pytest.mark.parametrize("pack", [tar_gz, tar_xz])
 def test_memory_does_not_grow_with_the_processors(tmp_path, run, pack):
     # Files so small that the decoders of eight processors are far ahead of the writer.
     data = os.urandom(12 * MIB).hex().encode()

@@ -502,9 +502,14 @@ def test_a_dead_process_is_succeeded_by_one_of_many(start, target, tmp_path):
     for each in group:
         each.go()
     held = target.parent / (LOCK_FILE + ".held")
-    dead = {None}
+    dead = set()
+
+    def successor():
+        pid = owner(held)
+        return None if pid in dead else pid
+
     for _ in group:
-        pid = process.wait_for(lambda: next(iter({owner(held)} - dead), None))
+        pid = process.wait_for(successor)
         (holder_of_it,) = [each for each in group if each.pid == pid]
         process.wait_for(lambda each=holder_of_it: says_holds(each))
         time.sleep(0.2)  # a second one would have come by now

@@ -16,9 +16,9 @@ import pytest
 from support import tars
 from support.commands import need
 from support.messages import refused
+from support.streams import BLOCK, in_blocks, members
 
 SIZE = 6 << 20
-BLOCK = 1 << 18
 FLUSH = b"\x00\x00\xff\xff"
 
 
@@ -38,25 +38,9 @@ def noise(seed, size=SIZE, planted=b"", every=50_000):
     return bytes(data)
 
 
-def in_blocks(data, flush, level=4, block=BLOCK, fresh=True):
-    """One gzip member whose deflate blocks are flushed; ``fresh`` as conda-pack -j writes it."""
-    pieces, encoder = [], zlib.compressobj(level, zlib.DEFLATED, -15)
-    for at in range(0, len(data), block):
-        if fresh:
-            encoder = zlib.compressobj(level, zlib.DEFLATED, -15)
-        pieces += [encoder.compress(data[at : at + block]), encoder.flush(flush)]
-    trailer = zlib.crc32(data).to_bytes(4, "little") + (len(data) % 2**32).to_bytes(4, "little")
-    return b"\x1f\x8b\x08\0\0\0\0\0\x02\xff" + b"".join(pieces) + b"\x03\0" + trailer
-
-
 def pigz(data, *options):
     command = [need("pigz"), "-p", "3", "-c", *options]
     return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout
-
-
-def members(compress, data, block=BLOCK):
-    return b"".join(compress(data[at : at + block]) for at in range(0, len(data), block))
-
 
 
 STREAMS = {

@@ -69,6 +69,7 @@ def records(directory: int) -> "Iterator[Tuple[bytes, bytes, bool]]":
                 or b"\0" in path
             ):
                 raise malformed("the record of " + printable(path))
+            # Most paths are plain, and need no second look; a file of this tool has a leading dot.
             if b"/." in path or b"//" in path or path[:1] in b"./" or path[-1:] == b"/":
                 parts = components(path)
                 if parts and parts[0].startswith(OURS):

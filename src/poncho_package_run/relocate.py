@@ -83,17 +83,16 @@ class Relocation:
         self._prefix = prefix
         self._files: Dict[bytes, Edits] = {}
         self.records = 0
-        files = self._files
-        edits: Edits = [(b"", False)]
+        edits: Edits = []
         for path, placeholder, binary in records(directory):
             self.records += 1
             # Of thousands of records most have the same to replace: they share the list.
             if edits != [(placeholder, binary)]:
                 edits = [(placeholder, binary)] if placeholder != prefix else []
-            before = files.setdefault(path, edits)
+            before = self._files.setdefault(path, edits)
             # Two packages that own one path have a record each; one replacement is all it takes.
             if before is not edits:
-                files[path] = before + [edit for edit in edits if edit not in before]
+                self._files[path] = before + [edit for edit in edits if edit not in before]
 
     def check(self) -> None:
         """Make sure that every placeholder in a binary file is long enough.

@@ -24,6 +24,7 @@ from typing import NamedTuple, Optional, Union
 from . import tars, tracing, trees, zips
 from .commands import need
 from .environments import PLACEHOLDER
+from .streams import in_blocks
 
 MARKER = ".poncho_package_run_expanded"
 MANIFEST = ".poncho_package_run_manifest"
@@ -106,21 +107,10 @@ def archive(path: Path, format: str, others: Mapping[str, bytes] = MappingProxyT
     if format == "tar.gz":
         data = gzip.compress(data, mtime=0)
     elif format == "tar.gz -j":
-        data = _flushed(data)
+        # A level at which little is compressed, so that the archive is worth several pieces.
+        data = in_blocks(data, zlib.Z_FULL_FLUSH, level=0, block=1 << 16)
     path.write_bytes(data)
     return path
-
-
-def _flushed(data: bytes) -> bytes:
-    """A gzip member whose blocks are flushed, as ``conda-pack -j N`` writes them."""
-    parts = [b"\x1f\x8b\x08\0\0\0\0\0\x02\xff"]
-    for at in range(0, len(data), 1 << 16):
-        # A level at which little is compressed, so that the archive is worth several pieces.
-        block = zlib.compressobj(0, zlib.DEFLATED, -15)
-        parts.append(block.compress(data[at : at + (1 << 16)]) + block.flush(zlib.Z_FULL_FLUSH))
-    ending = (zlib.crc32(data), len(data) & 0xFFFFFFFF)
-    parts.append(b"\x03\0" + b"".join(number.to_bytes(4, "little") for number in ending))
-    return b"".join(parts)
 
 
 class Point(NamedTuple):

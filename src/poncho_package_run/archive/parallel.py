@@ -34,17 +34,7 @@ class _Ahead:
         self.lanes: deque = deque()
         self.budget = budget
         self.held = 0
-        self.waiting = 0  # threads that wait for room
-
-    def wait_for_room(self, enough: "Callable[[], bool]") -> None:
-        """Wait, ``changed`` being held, until half is used up, or it is ``enough``.
-
-        Until half is: each time that threads take turns is worth some chunks.
-        """
-        self.waiting += 1
-        while self.held > self.budget // 2 and not enough():
-            self.changed.wait()
-        self.waiting -= 1
+        self.waiting = 0  # producers that wait for room
 
 
 class Lane:
@@ -70,7 +60,7 @@ class Lane:
             for chunk in chunks:
                 with ahead.changed:
                     if ahead.held >= ahead.budget:
-                        ahead.wait_for_room(self._is_wanted)
+                        self._wait_for_room()
                     if self._cancelled:
                         break
                     self._chunks.append(chunk)
@@ -84,9 +74,20 @@ class Lane:
                 self._ended = True
                 ahead.changed.notify_all()
 
-    def _is_wanted(self) -> bool:
-        """Whether the consumer waits for this lane: then there is room, or all would wait."""
-        return self._cancelled or (not self._chunks and self._ahead.lanes[0] is self)
+    def _wait_for_room(self) -> None:
+        """Wait until half of the budget is free: to take turns oftener costs more than it gives.
+
+        Not where the consumer waits for this lane, nor where it has given it up: all would wait.
+        """
+        ahead = self._ahead
+        ahead.waiting += 1
+        while (
+            ahead.held > ahead.budget // 2
+            and not self._cancelled
+            and (self._chunks or ahead.lanes[0] is not self)
+        ):
+            ahead.changed.wait()
+        ahead.waiting -= 1
 
     def cancel(self) -> None:
         """Drop what was produced and let the producer end."""
@@ -149,17 +150,12 @@ def lanes(
     source = iter(items)
     state: dict = {"left": workers, "closed": False, "error": None}
 
-    def may_go_on() -> bool:
-        return state["closed"] or not open_lanes
-
     def produce() -> None:
         try:
             while True:
                 with changed:
                     while len(open_lanes) >= _LANES * workers and not state["closed"]:
                         changed.wait()
-                    if ahead.held >= budget:
-                        ahead.wait_for_room(may_go_on)
                     if state["closed"]:
                         return
                     # Asked for under the lock: the order of the lanes is that of the items.
