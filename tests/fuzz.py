@@ -38,10 +38,10 @@ import test_hostile_archives  # noqa: E402
 
 from poncho_package_run import pipeline  # noqa: E402
 from poncho_package_run.archive import gzip as our_gzip  # noqa: E402
-from poncho_package_run.errors import Failure  # noqa: E402
-from poncho_package_run.manifest import Manifest  # noqa: E402
-from poncho_package_run.report import Report  # noqa: E402
-from poncho_package_run.survey import damage  # noqa: E402
+from poncho_package_run.durability.manifest import Manifest  # noqa: E402
+from poncho_package_run.durability.survey import damage  # noqa: E402
+from poncho_package_run.telling.errors import Failure  # noqa: E402
+from poncho_package_run.telling.report import Report  # noqa: E402
 from support.tars import (  # noqa: E402
     BLOCK,
     checksum,

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from poncho_package_run.archive import bzip2, gzip, recognise, xz, zstd
+from poncho_package_run.archive import bzip2, gzip, xz, zstd
+from poncho_package_run.archive.archive import recognise
 from poncho_package_run.archive.source import Source
-from poncho_package_run.errors import ArchiveError
+from poncho_package_run.telling.errors import ArchiveError
 from support import corpus, differential
 from support.commands import need
 from support.messages import refused

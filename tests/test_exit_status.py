@@ -301,7 +301,7 @@ class Test126And127TheCommand:
 
 
 def failures():
-    from poncho_package_run import errors
+    from poncho_package_run.telling import errors
 
     return sorted((kind.status, kind.meaning) for kind in errors.Failure.__subclasses__())
 

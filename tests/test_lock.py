@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from poncho_package_run import claim, completion, errors, holder, lock, lockfile, marker
+from poncho_package_run.machine import holder
+from poncho_package_run.place import claim, completion, lock, lockfile, marker
+from poncho_package_run.telling import errors
 from support import commands, process, unpacker
 
 UNPACKER = Path(unpacker.__file__)

@@ -12,8 +12,9 @@ import types
 
 import pytest
 
-from poncho_package_run import claim, holder, marker
-from poncho_package_run.completion import UNPACKING
+from poncho_package_run.machine import holder
+from poncho_package_run.place import claim, marker
+from poncho_package_run.place.completion import UNPACKING
 
 SCHEDULES = int(os.environ.get("PONCHO_TEST_SCHEDULES", "1000"))
 COMPLETE = b"complete"

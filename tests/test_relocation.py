@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conda_pack.prefixes import update_prefix
 
-from poncho_package_run.edits import WINDOW
+from poncho_package_run.relocation.edits import WINDOW
 from support.environments import PLACEHOLDER
 from support.messages import refused
 from support.tars import directory, environment, hardlink, member, symlink

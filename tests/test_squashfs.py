@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from poncho_package_run.archive import squashfs
-from poncho_package_run.errors import ArchiveError, DecoderUnavailable, InputOutputError
+from poncho_package_run.telling.errors import ArchiveError, DecoderUnavailable, InputOutputError
 from support import process, trees
 from support.commands import need
 from support.messages import refused, status_of

@@ -14,7 +14,7 @@ from support import process, tracing
 SOURCES = Path(__file__).parents[1] / "src" / "poncho_package_run"
 
 # What a warm start may not import: of ours, and of the standard library.
-COLD = ["archive", "relocate", "remove", "temporary", "unpack"]
+COLD = ["archive", "durability", "relocation", "tree", "place/temporary"]
 SLOW = {
     "argparse", "bz2", "concurrent.futures", "ctypes", "dataclasses", "hashlib", "inspect",
     "logging", "lzma", "multiprocessing", "pathlib", "queue", "random", "shutil", "socket",
@@ -69,7 +69,7 @@ def test_a_warm_start_imports_no_unpacking_module(importing, kept):
     names = importing(*kept, "true")
     ours = {name.partition(".")[2] for name in names if name.startswith("poncho_package_run.")}
     assert "cli" in ours
-    assert not {name for name in ours if name.partition(".")[0] in COLD}
+    assert not {name for name in ours if name.replace(".", "/").startswith(tuple(COLD))}
     assert not names & SLOW
 
 
@@ -87,7 +87,8 @@ def test_a_start_that_waits_imports_hardly_more(importing, start, kept, tmp_path
     hidden.rename(marker)
     more = imported(waiter) - warm
     os.close(holder)
-    ours = {"poncho_package_run." + name for name in ["pipeline", "signals", "turn"]}
+    names = ["machine", "machine.signals", "pipeline", "place.turn"]
+    ours = {"poncho_package_run." + name for name in names}
     assert more == {"fcntl", *ours}
 
 
@@ -99,7 +100,7 @@ def open_files(pid):
 def test_a_cold_start_imports_them(importing, environment, tmp_path):
     # So that the test above cannot pass because the names have changed.
     words = ["-e", environment.archive(scripts=False), "-d", tmp_path / "new"]
-    assert "poncho_package_run.unpack" in importing(*words, "true")
+    assert "poncho_package_run.tree.unpack" in importing(*words, "true")
 
 
 @pytest.mark.parametrize("scripts", [False, True], ids=["no scripts", "scripts"])

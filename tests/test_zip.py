@@ -22,7 +22,7 @@ import pytest
 from poncho_package_run.archive import zip
 from poncho_package_run.archive.member import DIRECTORY, FILE, SYMLINK
 from poncho_package_run.archive.source import Source
-from poncho_package_run.errors import ArchiveError
+from poncho_package_run.telling.errors import ArchiveError
 from support import trees, zips
 from support.commands import need
 from support.messages import refused

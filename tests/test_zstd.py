@@ -15,7 +15,12 @@ import zstandard
 
 from poncho_package_run.archive import zstd
 from poncho_package_run.archive.source import Source
-from poncho_package_run.errors import ArchiveError, DecoderUnavailable, Failure, InputOutputError
+from poncho_package_run.telling.errors import (
+    ArchiveError,
+    DecoderUnavailable,
+    Failure,
+    InputOutputError,
+)
 from support import process
 from support.commands import need
 from support.messages import refused

@@ -100,7 +100,7 @@ def main() -> None:
             status = run(options)
     except BaseException as error:
         try:
-            from .explain import status_of
+            from .telling.explain import status_of
 
             status = status_of(error)
         except Exception:
@@ -114,14 +114,14 @@ def main() -> None:
 
 
 def _usage(message: str) -> Exception:
-    from .errors import UsageError
+    from .telling.errors import UsageError
 
     return UsageError(message + "; see --help")
 
 
 def _tell(word: str) -> None:
     """Answer an option that asks for a text, and end; any other is unknown."""
-    from .help import text_for
+    from .telling.help import text_for
 
     text = text_for(word)
     if text is None:

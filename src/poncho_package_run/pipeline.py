@@ -2,17 +2,18 @@
 
 import os
 
-from .activate import activated
-from .completion import OURS, is_complete, prefix_in
-from .execute import execute
-from .signals import interruptible
+from . import OURS
+from .command.activate import activated
+from .command.execute import execute
+from .machine.signals import interruptible
+from .place.completion import is_complete, prefix_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Tuple
 
     from .cli import Options
-    from .report import Report
+    from .telling.report import Report
 
 
 def run(options: "Options") -> int:
@@ -37,8 +38,8 @@ def run(options: "Options") -> int:
 
 def relocate_once(options: "Options", directory: bytes) -> None:
     """Relocate a directory that is used where it is, unless that was done or cannot be."""
-    from .adopt import adopt
-    from .report import Report
+    from .place.adopt import adopt
+    from .telling.report import Report
 
     with Report(options.debug) as report:
         adopt(options, directory, report)
@@ -46,7 +47,7 @@ def relocate_once(options: "Options", directory: bytes) -> None:
 
 def unpack_once(options: "Options", directory: bytes) -> None:
     """Unpack into a directory that is kept, unless it is populated or another process does."""
-    from .turn import wait
+    from .place.turn import wait
 
     with interruptible():
         turn = wait(
@@ -57,8 +58,8 @@ def unpack_once(options: "Options", directory: bytes) -> None:
         )
         if turn.over and not options.debug:
             return
-        from .publish import Target
-        from .report import Report
+        from .place.publish import Target
+        from .telling.report import Report
 
         with Report(options.debug) as report, Target(directory, options, report, turn) as target:
             if target.is_ours:
@@ -67,9 +68,9 @@ def unpack_once(options: "Options", directory: bytes) -> None:
 
 def run_in_temporary(options: "Options") -> int:
     """Unpack, run, remove."""
-    from .report import Report
-    from .supervise import supervise
-    from .temporary import Temporary
+    from .command.supervise import supervise
+    from .place.temporary import Temporary
+    from .telling.report import Report
 
     with Report(options.debug) as report, interruptible(), Temporary(report) as target:
         prefix, _ = fill(options.environment, target, report)
@@ -84,12 +85,12 @@ def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
     Returns:
         The environment's prefix, and the open archive's source.
     """
-    from .archive import Archive
+    from .archive.archive import Archive
 
     manifest = target.manifest
     with Archive(path) as archive:
-        from .relocate import relocate  # while other threads decode already
-        from .unpack import Tree
+        from .relocation.relocate import relocate  # while other threads decode already
+        from .tree.unpack import Tree
 
         with Tree(target.descriptor, target.path, OURS, manifest) as tree:
             with report.phase("unpack"):

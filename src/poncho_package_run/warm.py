@@ -5,9 +5,9 @@ Compiled at every start, as what it imports; the rest is not, where there is not
 
 import os
 
-from .activate import activated
-from .completion import is_complete, is_settled, prefix_in
-from .execute import execute
+from .command.activate import activated
+from .command.execute import execute
+from .place.completion import is_complete, is_settled, prefix_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -39,8 +39,8 @@ class Contender:
 RELOCATION = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from poncho_package_run import memory
-from poncho_package_run.relocate import relocate
+from poncho_package_run.machine import memory
+from poncho_package_run.relocation.relocate import relocate
 memory.keep()
 relocate(os.fsencode(sys.argv[2]))
 """

@@ -13,9 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from poncho_package_run import errors, holder, lock, marker
-from poncho_package_run.completion import MARKER as COMPLETE
-from poncho_package_run.completion import UNPACKING
+from poncho_package_run.machine import holder
+from poncho_package_run.place import lock, marker
+from poncho_package_run.place.completion import MARKER as COMPLETE
+from poncho_package_run.place.completion import UNPACKING
+from poncho_package_run.telling import errors
 
 MEMBERS = 20
 

@@ -2,7 +2,7 @@
 
 import zlib
 
-from ..errors import ArchiveError
+from ..telling.errors import ArchiveError
 from .source import Source
 
 TYPE_CHECKING = False

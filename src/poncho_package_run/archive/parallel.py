@@ -8,7 +8,7 @@ imports ``logging`` (10 ms of every cold start) and cannot hold a producer back.
 import threading
 from collections import deque
 
-from ..threads import start
+from ..machine.threads import start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 
-from ..errors import ArchiveNotReadable, InputOutputError
+from ..telling.errors import ArchiveNotReadable, InputOutputError
 
 _BLOCK = 1 << 18
 

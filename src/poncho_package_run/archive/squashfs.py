@@ -14,10 +14,10 @@ import tempfile
 from collections import deque
 from contextlib import closing
 
-from ..cores import usable
-from ..directories import printable
-from ..errors import ArchiveError, DecoderUnavailable, Failure, InputOutputError
-from ..failures import failure, unsafe
+from ..machine.processors import usable
+from ..telling.errors import ArchiveError, DecoderUnavailable, Failure, InputOutputError
+from ..telling.failures import failure, unsafe
+from ..telling.messages import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Formats that are a row of whole streams, each checked by its own decoder: bzip2 and xz."""
 
-from ..errors import ArchiveError
+from ..telling.errors import ArchiveError
 from .source import Source
 
 TYPE_CHECKING = False

@@ -6,8 +6,8 @@ Python's ``tarfile`` is not used: it ends in silence at a damaged header and at 
 member with a body, and costs three times as much a member.
 """
 
-from ..directories import printable
-from ..errors import ArchiveError
+from ..telling.errors import ArchiveError
+from ..telling.messages import printable
 from .member import DIRECTORY, FILE, HARDLINK, SYMLINK, Member
 
 TYPE_CHECKING = False

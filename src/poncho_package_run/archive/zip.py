@@ -15,8 +15,8 @@ import struct
 import time
 import zlib
 
-from ..directories import printable
-from ..errors import ArchiveError
+from ..telling.errors import ArchiveError
+from ..telling.messages import printable
 from .member import DIRECTORY, FILE, SYMLINK, Member
 
 TYPE_CHECKING = False

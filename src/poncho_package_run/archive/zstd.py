@@ -7,7 +7,7 @@ and take frames in a row and skippable frames.
 
 import sys
 
-from ..errors import ArchiveError, DecoderUnavailable, Failure
+from ..telling.errors import ArchiveError, DecoderUnavailable, Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _program(source: "Source") -> "Optional[Iterator[bytes]]":
 
 
 def _by_program(process: "Any", source: "Source") -> "Iterator[bytes]":
-    from .. import threads
+    from ..machine import threads
 
     failure: List[Failure] = []
 

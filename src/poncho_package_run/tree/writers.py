@@ -4,8 +4,8 @@ import os
 import threading
 from collections import deque
 
-from . import threads
-from .archive.member import Member
+from ..archive.member import Member
+from ..machine import threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

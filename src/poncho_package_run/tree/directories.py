@@ -3,7 +3,8 @@
 import errno
 import os
 
-from .errors import ArchiveError
+from ..telling.errors import ArchiveError
+from ..telling.messages import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,10 +118,3 @@ def components(path: bytes) -> tuple:
             )
         )
     return parts
-
-
-def printable(path: bytes) -> str:
-    """A member's name for a message: one line, no control characters, not endless."""
-    text = path.decode("utf-8", "replace")
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-    return text if len(text) <= 300 else text[:297] + "..."

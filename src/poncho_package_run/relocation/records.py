@@ -7,9 +7,10 @@ stands one list, with a tuple ``(path, placeholder, mode)`` on each line.
 import os
 import stat
 
-from .completion import OURS
-from .directories import Directories, components, printable
-from .errors import ArchiveError
+from .. import OURS
+from ..telling.errors import ArchiveError
+from ..telling.messages import printable
+from ..tree.directories import Directories, components
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ import fcntl
 import os
 import signal
 
-from . import errors
+from ..machine.signals import FAULTS, numbers, postpone
+from ..telling import errors
 from .execute import execute
-from .signals import FAULTS, numbers, postpone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def supervise(command: list, environ: dict, lease: "Optional[int]" = None) -> in
         lease: a descriptor that the command and what it starts are to hold open.
 
     Returns:
-        The command's exit status, 128+N if signal N ended it.  Any context ``interruptible``
-        is then postponed: what is left to do is to clean up.
+        The command's exit status, 128+N if signal N ended it.
 
     Raises:
         CommandNotFound, CommandNotExecutable: as ``execute``.

@@ -4,8 +4,8 @@ import os
 import threading
 import time
 
-from .cores import OVERLAPPING, SAMPLES, SLOW_SECONDS, capped
-from .threads import start
+from ..machine.processors import OVERLAPPING, SAMPLES, SLOW_SECONDS, capped
+from ..machine.threads import start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 import errno
 import os
 
-from .directories import printable
 from .errors import CannotCreate, Failure, InputOutputError
+from .messages import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,23 +13,24 @@ marker before it gets its name; about the rest the manifest tells (see ``manifes
 import errno
 import os
 
+from .. import MARKER
+from ..machine.processors import usable
+from ..telling.errors import CannotCreate, InputOutputError
+from ..telling.failures import failure, kind_of, located
+from ..telling.messages import warn
 from . import verify
-from .completion import MARKER, UNPACKING, is_complete
-from .cores import usable
-from .errors import CannotCreate, InputOutputError
-from .failures import failure, kind_of, located
+from .completion import UNPACKING, is_complete
 from .lock import acquire
-from .messages import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Optional
 
-    from .archive.source import Source
-    from .cli import Options
+    from ..archive.source import Source
+    from ..cli import Options
+    from ..durability.manifest import Manifest
+    from ..telling.report import Report
     from .lock import Lock
-    from .manifest import Manifest
-    from .report import Report
     from .turn import Turn
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -195,12 +196,12 @@ class Target:
             with self._report.phase("clear"):
                 self._empty()
         flush(self.descriptor)
-        from .manifest import Manifest  # those who only wait need none
+        from ..durability.manifest import Manifest  # those who only wait need none
 
         self.manifest = Manifest(self.path)
 
     def _empty(self) -> None:
-        from .remove import empty
+        from ..tree.removal import empty
 
         empty(self.descriptor, keep=UNPACKING, threads=min(usable(), 4))
 

@@ -20,7 +20,7 @@ A process is named once, so one process must not take the same claim twice at a 
 
 import os
 
-from . import holder
+from ..machine import holder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

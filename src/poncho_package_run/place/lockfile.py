@@ -15,7 +15,8 @@ import os
 import stat
 import zlib
 
-from . import claim, holder
+from ..machine import holder
+from . import claim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ import os
 import stat
 from _thread import allocate_lock  # threading takes 4 ms, and most relocations need one thread
 
-from .directories import Directories, printable
+from ..telling.errors import ArchiveError, RelocationError
+from ..telling.failures import failure
+from ..telling.messages import printable
+from ..tree.directories import Directories
 from .edits import WINDOW, edit, is_large, occurrences, replaced, write
-from .errors import ArchiveError, RelocationError
-from .failures import failure
 from .records import SCRIPT, malformed, records
 
 TYPE_CHECKING = False
@@ -153,7 +154,7 @@ class Relocation:
             finally:
                 directories.close()
 
-        from .threads import start
+        from ..machine.threads import start
 
         others = start(work, threads - 1)
         work()

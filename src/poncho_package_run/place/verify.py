@@ -2,8 +2,8 @@
 
 import os
 
-from . import holder
-from .messages import warn
+from ..machine import holder
+from ..telling.messages import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def prove(path: bytes, directory: bytes) -> str:
         facts = _parse(file.read())
     if facts is None or not _is_unproven(facts):
         return ""
-    from .survey import damage
+    from ..durability.survey import damage
 
     found = damage(directory, facts["manifest"])
     if not found:
@@ -89,7 +89,7 @@ def facts(
     """
     import time
 
-    from . import __version__
+    from .. import __version__
 
     entries = holder.describe()
     entries.update(

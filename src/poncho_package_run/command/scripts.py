@@ -3,8 +3,8 @@
 import fcntl
 import os
 
-from .messages import line
-from .refusal import IS_DIRECTORY, NOT_PERMITTED, not_executable, not_found
+from ..telling.messages import line
+from ..telling.refusal import IS_DIRECTORY, NOT_PERMITTED, not_executable, not_found
 
 # What a shell sets or forgets of its own accord: kept from it, and given to the command again.
 _RESTORED = (b"PWD", b"OLDPWD", b"PS1", b"PS2", b"PS4", b"IFS", b"_")

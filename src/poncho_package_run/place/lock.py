@@ -29,7 +29,9 @@ import errno
 import os
 import time
 
-from . import errors, failures, holder, lockfile, marker
+from ..machine import holder
+from ..telling import errors, failures
+from . import lockfile, marker
 from .completion import UNPACKING
 from .turn import POLL, Turn
 
@@ -37,7 +39,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, List, Optional
 
-    from .holder import Holder
+    from ..machine.holder import Holder
 
 
 class Lock:

@@ -9,23 +9,24 @@ carries it out before anything else.
 import json
 import os
 
+from .. import MARKER, OURS
+from ..machine.signals import interruptible
+from ..relocation.records import SCRIPT
+from ..relocation.relocate import Relocation
+from ..telling.errors import CannotCreate, InputOutputError
+from ..telling.failures import located
+from ..telling.messages import warn
 from . import verify
-from .completion import MARKER, OURS, RELOCATING, is_complete, prefix_in
-from .errors import CannotCreate, InputOutputError
-from .failures import located
+from .completion import RELOCATING, is_complete, prefix_in
 from .lock import acquire
-from .messages import warn
 from .publish import flush
-from .records import SCRIPT
-from .relocate import Relocation
-from .signals import interruptible
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List
 
-    from .cli import Options
-    from .report import Report
+    from ..cli import Options
+    from ..telling.report import Report
 
 _STAGED = OURS + b"relocating."
 _PLAN = _STAGED + b"plan"

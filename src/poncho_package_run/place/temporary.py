@@ -12,16 +12,16 @@ import fcntl
 import os
 import stat
 
-from .cores import usable
-from .failures import kind_of, located
-from .remove import empty
-from .signals import postpone
+from ..machine.processors import usable
+from ..machine.signals import postpone
+from ..telling.failures import kind_of, located
+from ..tree.removal import empty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
-    from .report import Report
+    from ..telling.report import Report
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _TRIES = 100

@@ -5,7 +5,7 @@ import os
 import stat
 from zlib import crc32
 
-from .directories import printable
+from ..telling.messages import printable
 from .manifest import NAME, sample
 
 TYPE_CHECKING = False

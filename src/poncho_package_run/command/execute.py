@@ -49,6 +49,6 @@ def execute(command: list, environ: dict) -> None:
                 refused = judge(path, error, command, environ) or refused
             elif b"/" in word:
                 absent = error
-    from .refusal import not_found
+    from ..telling.refusal import not_found
 
     raise refused or not_found(word, absent)

@@ -3,8 +3,8 @@
 import errno
 import os
 
-from .errors import Failure
-from .refusal import IS_DIRECTORY, NOT_PERMITTED, not_executable
+from ..telling.errors import Failure
+from ..telling.refusal import IS_DIRECTORY, NOT_PERMITTED, not_executable
 
 
 def judge(path: bytes, error: OSError, command: list, environ: dict) -> Failure:

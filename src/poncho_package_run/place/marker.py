@@ -18,7 +18,8 @@ import os
 import threading
 import time
 
-from . import claim, holder, threads
+from ..machine import holder, threads
+from . import claim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ def read(paths: list, state: bytes, environ: dict) -> None:
                 found = found.get("env_vars") or {}
             merged.update({name: _variable(name, value) for name, value in found.items()})
         except (OSError, ValueError, AttributeError, RecursionError) as error:
-            from .messages import warn
+            from ..telling.messages import warn
 
             reason = getattr(error, "strerror", None) or "it is not a JSON object of variables"
             warn(

@@ -5,19 +5,20 @@ import os
 import stat
 import time
 
-from .archive.member import DIRECTORY, FILE, SYMLINK, Member
-from .cores import OVERLAPPING, SAMPLES, SLOW_SECONDS, capped
-from .directories import Directories, components, printable
-from .errors import ArchiveError
-from .failures import failure, unsafe
+from ..archive.member import DIRECTORY, FILE, SYMLINK, Member
+from ..machine.processors import OVERLAPPING, SAMPLES, SLOW_SECONDS, capped
+from ..telling.errors import ArchiveError
+from ..telling.failures import failure, unsafe
+from ..telling.messages import printable
+from .directories import Directories, components
 from .writers import Writers, create, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, Iterable, Optional, Tuple
 
-    from .errors import Failure
-    from .manifest import Manifest
+    from ..durability.manifest import Manifest
+    from ..telling.errors import Failure
 
 _REWRITE = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -23,3 +23,10 @@ def write(text: str) -> None:
         os.write(2, text.encode())
     except OSError:
         pass  # stderr is closed or its reader is gone: nobody to tell, and the command goes on
+
+
+def printable(path: bytes) -> str:
+    """A member's name for a message: one line, no control characters, not endless."""
+    text = path.decode("utf-8", "replace")
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return text if len(text) <= 300 else text[:297] + "..."

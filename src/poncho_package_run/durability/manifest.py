@@ -23,14 +23,14 @@ import stat
 from collections import deque
 from zlib import crc32
 
-from .completion import OURS
-from .failures import failure
+from .. import OURS
+from ..telling.failures import failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
-    from .archive.member import Buffer, Member
+    from ..archive.member import Buffer, Member
 
 NAME = OURS + b"manifest"
 

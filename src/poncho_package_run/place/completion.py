@@ -3,17 +3,14 @@
 import errno
 import os
 
+from .. import MARKER, OURS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
-# The name of the CCTools script's marker: what either has unpacked is complete to both.
-MARKER = b".poncho_package_run_expanded"
 UNPACKING = b".poncho_package_run_unpacking"
 RELOCATING = b".poncho_package_run_adopting"
-
-# Files of ours in the directory have names that begin like this.
-OURS = b".poncho_package_run_"
 
 # In the marker: its files were read after the machine had started anew, so they are on disk.
 ON_DISK = b'"on_disk": true'
@@ -81,7 +78,7 @@ def prefix_in(directory: bytes) -> bytes:
         # Through a symlink it would be somewhere else, where nothing is ours to relocate.
         if not os.path.islink(only) and _is_prefix(only):
             return only
-    from .errors import ArchiveError
+    from ..telling.errors import ArchiveError
 
     raise ArchiveError(
         "{} holds no environment (no conda-meta, bin/activate or pyvenv.cfg in it or in its only "

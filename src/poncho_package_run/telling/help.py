@@ -1,6 +1,7 @@
 """The texts of --help, --version and --help-env-creation."""
 
-from . import __version__, errors
+from .. import __version__
+from . import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
