@@ -4,7 +4,7 @@ import fcntl
 import os
 import signal
 
-from ..machine.signals import FAULTS, numbers, postpone
+from ..machine.signals import FAULTS, numbers
 from ..telling import errors
 from .execute import execute
 
@@ -76,7 +76,6 @@ def supervise(command: list, environ: dict, lease: "Optional[int]" = None) -> in
         os.close(writer)
         status = _wait(child, forwarded)
     finally:
-        postpone()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     with os.fdopen(reader, "rb") as pipe:
         name, _, message = pipe.read().decode(*_TEXT).partition(" ")

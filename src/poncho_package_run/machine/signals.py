@@ -1,6 +1,7 @@
 """Ending on a signal without leaving anything behind."""
 
 import _signal as signal  # type: ignore[import-not-found]  # signal takes 2 ms, for its enums
+import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,20 +28,20 @@ class Terminated(BaseException):
 
 
 class interruptible:
-    """While in this context, a signal that would end the process raises Terminated instead.
+    """While in this context, a signal that would end the process is taken note of instead.
 
-    Only the first one does, so that what it unwinds is not interrupted in turn; after
-    ``postpone`` the first one too waits for the end of the context.  So the removal of a
-    temporary directory always runs to its end: a second Ctrl-C does not leave half of it, and
-    what cannot be interrupted but by SIGKILL is short.  Signals that the caller ignored stay
-    ignored.  For the main thread; contexts do not nest.
+    Nothing is interrupted where it stands: ``check``, which is called between members, between
+    files and while waiting, raises Terminated.  So no lock is left held, and nothing that was
+    made goes unnoticed.  Code that cleans up does not call it, and runs to its end; at the end
+    of the context Terminated is raised if it never was.  A second signal ends the process at once.
+    Signals that the caller ignored stay ignored.  For the main thread; contexts do not nest.
     """
 
     _active = None  # type: Optional[interruptible]
 
     def __enter__(self) -> "interruptible":
         self._caught = 0
-        self._postponed = False
+        self._raised = False
         self._before = {}
         for number in numbers(FAULTS + _HARMLESS):
             handler = signal.getsignal(number)
@@ -52,24 +53,29 @@ class interruptible:
         return self
 
     def _handle(self, number: int, frame: "Optional[FrameType]") -> None:
-        if not self._caught:
-            self._caught = number
-            if not self._postponed:
-                raise Terminated(number)
+        if self._caught:
+            os._exit(128 + number)
+        self._caught = number
 
-    def __exit__(self, kind: "Optional[type]", error: object, traceback: object) -> None:
-        self._postponed = True
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        interruptible._active = None
-        if self._caught and not isinstance(error, Terminated):
+    def _raise(self) -> None:
+        if self._caught and not self._raised:
+            self._raised = True
             raise Terminated(self._caught)
 
+    def __exit__(self, kind: "Optional[type]", error: object, traceback: object) -> None:
+        interruptible._active = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._raise()
 
-def postpone() -> None:
-    """From here to the end of the context ``interruptible``, nothing is interrupted."""
+
+def check() -> None:
+    """Raise Terminated if a signal has asked this process to end, and that was not yet said.
+
+    To be called in the main thread, several times a second whatever it does or waits for.
+    """
     if interruptible._active is not None:
-        interruptible._active._postponed = True
+        interruptible._active._raise()
 
 
 def numbers(excluded: list) -> list:

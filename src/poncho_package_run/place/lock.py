@@ -30,6 +30,7 @@ import os
 import time
 
 from ..machine import holder
+from ..machine.signals import check
 from ..telling import errors, failures
 from . import lockfile, marker
 from .completion import UNPACKING
@@ -146,6 +147,7 @@ def acquire(
                 told = now
                 waiting(_owner(mark, ways[0], granted), now - start)
             time.sleep(min(POLL, start + seconds - now))
+            check()
     except OSError as error:
         raise _failure(directory, error) from error
     finally:

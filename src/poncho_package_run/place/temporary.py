@@ -13,7 +13,6 @@ import os
 import stat
 
 from ..machine.processors import usable
-from ..machine.signals import postpone
 from ..telling.failures import kind_of, located
 from ..tree.removal import empty
 
@@ -62,7 +61,6 @@ class Temporary:
         return self
 
     def __exit__(self, kind: object, error: object, _: object) -> None:
-        postpone()
         with self._report.phase("remove"):
             _remove(self.path, self.descriptor)
         if isinstance(error, OSError):

@@ -11,6 +11,8 @@ import fcntl
 import os
 import time
 
+from ..machine.signals import check
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
@@ -73,6 +75,7 @@ def wait(
             if left <= 0 or not silent:
                 return turn
             time.sleep(min(POLL, left))
+            check()
             if published():
                 turn.over = True
                 break

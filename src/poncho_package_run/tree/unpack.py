@@ -7,6 +7,7 @@ import time
 
 from ..archive.member import DIRECTORY, FILE, SYMLINK, Member
 from ..machine.processors import OVERLAPPING, SAMPLES, SLOW_SECONDS, capped
+from ..machine.signals import check
 from ..telling.errors import ArchiveError
 from ..telling.failures import failure, unsafe
 from ..telling.messages import printable
@@ -116,6 +117,7 @@ class Tree:
         self._writers = writers
         try:
             for member in members:
+                check()
                 path, size = member.path, member.size
                 if len(path) >= _NAME_LIMIT:
                     raise ArchiveError(unsafe(path, "has a name longer than any path may be"))
