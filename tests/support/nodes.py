@@ -90,7 +90,7 @@ def _serve(directory: str, mount: str) -> None:
 
         def getattr(self, path: str, fh=None):  # type: ignore[no-untyped-def]
             status = os.lstat(real(path)) if fh is None else os.fstat(fh)
-            names = "atime ctime gid ino mode mtime nlink size uid blocks rdev".split()
+            names = ["gid", "ino", "mode", "nlink", "size", "uid", "blocks", "rdev"]
             found = {"st_" + name: getattr(status, "st_" + name) for name in names}
             for name in ("atime", "ctime", "mtime"):
                 found["st_" + name] = getattr(status, f"st_{name}_ns")
@@ -129,7 +129,8 @@ def _serve(directory: str, mount: str) -> None:
 
         def statfs(self, path: str) -> dict:
             status = os.statvfs(real(path))
-            names = "bavail bfree blocks bsize favail ffree files flag frsize namemax".split()
+            names = ["blocks", "bfree", "bavail", "bsize", "frsize", "files", "ffree", "favail"]
+            names += ["flag", "namemax"]
             return {"f_" + name: getattr(status, "f_" + name) for name in names}
 
         use_ns = True
