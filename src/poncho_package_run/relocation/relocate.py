@@ -33,32 +33,32 @@ _TOGETHER = 16
 _OPEN_IN_THREAD = 8
 
 
-def relocate(prefix: bytes, rewritten: "Optional[Rewritten]" = None, threads: int = 1) -> int:
-    """Relocate a fresh environment to the path where it lies; the number of its records.
-
-    Args:
-        prefix: its path, absolute.
-        rewritten: told of every file that was changed (see ``Manifest.rewritten``).
-        threads: how many to work with; more than one where each call makes it wait.
-
-    Raises:
-        ArchiveError, RelocationError: see Relocation; nothing has been written then.
-        CannotCreate, InputOutputError: the system refused.
-    """
-    directory = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def relocate(directory, prefix, previous=None, rewritten=None, threads=1):
+    relocation = Relocation(directory, prefix)
     try:
-        relocation = Relocation(directory, prefix)
-        try:
-            relocation.check()
-            relocation.apply(rewritten, threads)
-        except OSError as error:
-            name = os.fsencode(error.filename or SCRIPT)
-            raise failure(error, os.path.join(prefix, name), directory)
-        finally:
-            relocation.close()
+        relocation.check()
+        relocation.apply(rewritten, threads)
+    except OSError as error:
+        name = os.fsencode(error.filename or SCRIPT)
+        raise failure(error, os.path.join(prefix, name), directory)
     finally:
-        os.close(directory)
+        relocation.close()
     return relocation.records
+
+
+def relocate_in_use(directory, prefix, scratch, previous=None):
+    relocation = Relocation(directory, prefix)
+    try:
+        relocation.check()
+        for i, path in enumerate(relocation.stage(lambda index: b"/proc/self/fd/%d/%d" % (scratch, index))):
+            os.rename(b"%d" % i, path, src_dir_fd=scratch, dst_dir_fd=directory)
+    finally:
+        relocation.close()
+    return relocation.records
+
+
+def placeholder_left(directory, prefix, count):
+    return None
 
 
 class Relocation:
@@ -184,7 +184,7 @@ class Relocation:
                 raise
             if rewritten is not None and pieces != []:
                 with self._telling:
-                    rewritten(self._prefix + b"/" + path, handle, pieces)
+                    rewritten(path, handle, pieces)
 
     def stage(self, name_of: "Callable[[int], bytes]") -> "List[bytes]":
         """Write the changed files anew, outside the tree, which stays as it is.
