@@ -103,7 +103,15 @@ def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
             prefix = prefix_in(target.path)
             with report.phase("relocate"):
                 rewritten = manifest.rewritten if manifest is not None else None
-                report.records = relocate(prefix, rewritten, tree.overlap)
+                directory = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    # The manifest wants absolute paths.
+                    told = rewritten and (
+                        lambda name, *rest: rewritten(prefix + b"/" + name, *rest)
+                    )
+                    report.records = relocate(directory, prefix, None, told, tree.overlap)
+                finally:
+                    os.close(directory)
             tree.set_attributes()
             report.files, report.bytes = tree.files, tree.bytes
             return prefix, archive.source

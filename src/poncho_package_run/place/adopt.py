@@ -2,35 +2,28 @@
 
 Others may be running in it, its files may be links into a cache, and what it was packed into
 may be gone.  So no file is written in place and nothing is half done: the new files are
-staged beside the tree, then a plan is written, and from then on every run that finds the plan
-carries it out before anything else.
+written beside the tree first (see relocation.in_use).
 """
 
-import json
 import os
 
 from .. import MARKER, OURS
 from ..machine.signals import interruptible
+from ..relocation.in_use import relocate_in_use
 from ..relocation.records import SCRIPT
-from ..relocation.relocate import Relocation
 from ..telling.errors import CannotCreate, InputOutputError
 from ..telling.failures import located
 from ..telling.messages import warn
 from . import verify
 from .completion import RELOCATING, is_complete, prefix_in
 from .lock import acquire
-from .publish import flush
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List
-
     from ..cli import Options
     from ..telling.report import Report
 
 _STAGED = OURS + b"relocating."
-_PLAN = _STAGED + b"plan"
-_DONE = _STAGED + b"done"
 
 
 def adopt(options: "Options", directory: bytes, report: "Report") -> None:
@@ -109,61 +102,25 @@ def _prove(options: "Options", directory: bytes, report: "Report") -> None:
 
 
 def _relocate(directory: bytes, prefix: bytes, report: "Report") -> None:
-    plan, done = directory + b"/" + _PLAN, directory + b"/" + _DONE
-    if not os.path.exists(plan) and not os.path.exists(done):
-        _discard(directory)
-        try:
-            paths = [os.fsdecode(path) for path in _stage(directory, prefix, report)]
-            # Once the first file has its name, the machine may go down at any time.
-            for index in range(len(paths)):
-                _flush(_staged(directory, index))
-            verify.put(plan, json.dumps(paths).encode("ascii"))
-            _flush(directory)
-        except BaseException:
-            _discard(directory)
-            raise
-    if os.path.exists(plan):
-        with open(plan, "rb") as file:
-            paths = json.loads(file.read().decode("ascii"))
-        for index, path in enumerate(paths):
-            try:
-                os.rename(_staged(directory, index), prefix + b"/" + os.fsencode(path))
-            except FileNotFoundError:
-                pass  # a run before this one got so far
-        verify.put(done, verify.facts(prefix, directory, None, None, None))
-        os.unlink(plan)
-    # Over the marker of this work first, so that no process ever sees neither.
-    os.rename(done, directory + b"/" + RELOCATING)
-    os.rename(directory + b"/" + RELOCATING, directory + b"/" + MARKER)
-
-
-def _stage(directory: bytes, prefix: bytes, report: "Report") -> "List[bytes]":
-    descriptor = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        relocation = Relocation(descriptor, prefix)
-        try:
-            relocation.check()
-            report.records = relocation.records
-            return relocation.stage(lambda index: _staged(directory, index))
-        finally:
-            relocation.close()
-    finally:
-        os.close(descriptor)
-
-
-def _staged(directory: bytes, index: int) -> bytes:
-    return directory + b"/" + _STAGED + str(index).encode()
-
-
-def _flush(path: bytes) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        flush(handle)
-    finally:
-        os.close(handle)
-
-
-def _discard(directory: bytes) -> None:
     for name in os.listdir(directory):
         if name.startswith(_STAGED):
-            os.unlink(directory + b"/" + name)
+            _discard(directory + b"/" + name)
+    scratch = directory + b"/" + _STAGED + os.urandom(8).hex().encode()
+    os.mkdir(scratch, 0o700)
+    handles = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (prefix, scratch)]
+    try:
+        report.records = relocate_in_use(handles[0], prefix, handles[1])
+        verify.put(scratch + b"/done", verify.facts(prefix, directory, None, None, None))
+        # Over the marker of this work first, so that no process ever sees neither.
+        os.rename(scratch + b"/done", directory + b"/" + RELOCATING)
+        os.rename(directory + b"/" + RELOCATING, directory + b"/" + MARKER)
+    finally:
+        for handle in handles:
+            os.close(handle)
+        _discard(scratch)
+
+
+def _discard(scratch: bytes) -> None:
+    for name in os.listdir(scratch):
+        os.unlink(scratch + b"/" + name)
+    os.rmdir(scratch)
