@@ -1,7 +1,13 @@
-"""Environments that were packed for one place and lie at another, with no record to mend them by."""
+"""What tells that an environment was made for another place than where it lies."""
 
 import os
 import stat
+
+from ..machine.signals import check
+from ..tree.directories import Directories
+from .edits import Contents, edits_of, holds
+from .records import records
+from .relocate import open_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +20,34 @@ _SYSTEM = (b"", b"/usr", b"/usr/local")
 
 # Scripts that are looked at, and bytes of each: Linux takes 255 of a first line.
 _SCRIPTS, _LINE = 256, 256
+
+
+def placeholder_left(directory: int, prefix: bytes, limit: int) -> "Optional[bytes]":
+    """A recorded placeholder that a file still holds; None if none of the first records' does.
+
+    Args:
+        directory: descriptor of the environment's prefix directory.
+        prefix: its path.
+        limit: how many records to look at.
+
+    Raises:
+        ArchiveError: a record is malformed, or names something outside the environment.
+        OSError: what the system said.
+    """
+    directories = Directories(directory)
+    try:
+        for number, (path, placeholder, binary) in enumerate(records(directory)):
+            opened = open_record(path, directories, os.O_RDONLY) if number < limit else None
+            if opened is not None:
+                try:
+                    edits = edits_of(placeholder, binary, prefix, None)
+                    if holds(Contents(opened[0], check), edits, prefix):
+                        return placeholder
+                finally:
+                    os.close(opened[0])
+    finally:
+        directories.close()
+    return None
 
 
 def packed_for(directory: int) -> "Optional[bytes]":
