@@ -37,7 +37,9 @@ def recognises(head: bytes) -> bool:
     return len(head) >= BLOCK and (_is_header(head[:BLOCK]) or head[:BLOCK] == _ZEROS)
 
 
-def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
+def members(
+    chunks: "Iterable[bytes]", is_environment: "Optional[Callable[[], bool]]" = None
+) -> "Iterator[Member]":
     """Read a tar stream member by member.
 
     The chunks are used up to their end even behind the end-of-archive marker, so that
@@ -45,6 +47,7 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
 
     Args:
         chunks: the decoded stream, in pieces of any size.
+        is_environment: asked at the end-of-archive marker; False leaves the rest unread.
 
     Yields:
         Member: in archive order.
@@ -96,7 +99,7 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
                     target = value
                 elif key == b"size":
                     size = _decimal(value, path)
-                elif key.startswith(b"GNU.sparse."):
+                elif key == _SPARSE:
                     raise ArchiveError(_unsupported(path, "a sparse file"))
             records = {}
         longname = longlink = None
@@ -108,8 +111,9 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
             if path[-1:] == b"/":
                 # BSD's and V7's way to say directory; judged by the whole name, never by the
                 # 100 bytes in the header (CVE-2025-13462).
+                if size and stream.body_follows(size, True):
+                    stream.skip_body(size)
                 yield Member(DIRECTORY, path, mode, mtime_ns)
-                stream.skip_body(size)
             else:
                 yield stream.file(path, mode, mtime_ns, size)
         elif kind == b"5" or kind == b"D":
@@ -135,7 +139,8 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
             what = _TYPES.get(kind) or "a member of type {!r}".format(kind.decode("latin-1"))
             raise ArchiveError(_unsupported(path, what))
         stream.finish_body()
-    stream.drain()
+    if is_environment is None or is_environment():
+        stream.drain()
 
 
 _TYPES = {b"3": "a character device", b"4": "a block device", b"6": "a fifo", b"S": "a sparse file"}
@@ -425,13 +430,17 @@ def _pax(body: bytes) -> "Dict[bytes, bytes]":
                     printable(value)
                 )
             )
-        if key in _USED or key.startswith(b"GNU.sparse."):  # others may fill the memory
+        # Nothing else is kept, nor how often it came: global headers add up.
+        if key in _USED:
             records[key] = value
+        elif key.startswith(_SPARSE):
+            records[_SPARSE] = b""
         at = stop
     return records
 
 
 _USED = (b"path", b"linkpath", b"size", b"mtime")
+_SPARSE = b"GNU.sparse."
 
 
 def _decimal(text: bytes, path: bytes) -> int:
