@@ -107,23 +107,20 @@ def members(
             mtime_ns = _number(block[136:148], "mtime", block) * 1000000000
         mode = _number(block[100:108], "mode", block) & 0o7777
 
+        if kind in b"0\x007" and path[-1:] == b"/":
+            # BSD's and V7's way to say directory; judged by the whole name, never by the
+            # 100 bytes in the header (CVE-2025-13462).
+            kind = b"5"
         if kind in b"0\x007":
-            if path[-1:] == b"/":
-                # BSD's and V7's way to say directory; judged by the whole name, never by the
-                # 100 bytes in the header (CVE-2025-13462).
-                if size and stream.body_follows(size, True):
-                    stream.skip_body(size)
-                yield Member(DIRECTORY, path, mode, mtime_ns)
-            else:
-                yield stream.file(path, mode, mtime_ns, size)
-        elif kind == b"5" or kind == b"D":
+            yield stream.file(path, mode, mtime_ns, size)
+        elif kind in b"5D2V":
+            # Only GNU's directory of type D always has a body, a list of names.
             if size and (kind == b"D" or stream.body_follows(size, False)):
                 stream.skip_body(size)
-            yield Member(DIRECTORY, path, mode, mtime_ns)
-        elif kind == b"2":
-            if size and stream.body_follows(size, False):
-                stream.skip_body(size)
-            yield Member(SYMLINK, path, mode, mtime_ns, 0, _link(block, target))
+            if kind == b"2":
+                yield Member(SYMLINK, path, mode, mtime_ns, 0, _link(block, target))
+            elif kind != b"V":  # a volume label names the archive and makes no file
+                yield Member(DIRECTORY, path, mode, mtime_ns)
         elif kind == b"1":
             target = _link(block, target)
             # Where both would do: conda-pack writes pax headers, and the body; in the older
@@ -135,7 +132,7 @@ def members(
                 yield member
             else:
                 yield Member(HARDLINK, path, mode, mtime_ns, 0, target)
-        elif kind != b"V":  # a volume label names the archive and makes no file
+        else:
             what = _TYPES.get(kind) or "a member of type {!r}".format(kind.decode("latin-1"))
             raise ArchiveError(_unsupported(path, what))
         stream.finish_body()
