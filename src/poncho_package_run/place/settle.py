@@ -10,7 +10,7 @@ import os
 
 from .. import MARKER
 from ..machine import process
-from ..telling.errors import ArchiveError, InputOutputError
+from ..telling.errors import ArchiveError, CannotCreate, InputOutputError
 from ..telling.failures import located
 from .completion import is_trusted, read_marker, untrusted
 from .marker import facts, is_unproven, join, parse, prefix_of, put, relocated, root_of
@@ -158,7 +158,7 @@ def _relocate(
     directory: bytes, root: bytes, found: "Facts", before: "Optional[bytes]", report: "Report"
 ) -> bool:
     """Relocate an environment where it lies, and say so; False if it cannot be written."""
-    from ..relocation.relocate import relocate_in_use
+    from ..relocation.in_use import relocate_in_use
 
     prefix = join(directory, root)
     private = _private_in(directory)
@@ -170,6 +170,8 @@ def _relocate(
         try:
             report.records = relocate_in_use(own, prefix, private.content, before)
             put(handle, found, private.descriptor)
+        except CannotCreate:
+            return False  # a file's owner could not be kept, for one
         finally:
             os.close(handle)
             os.close(own)
@@ -254,7 +256,7 @@ def _root(directory: bytes, archive: "Optional[bytes]") -> bytes:
 
 def _placeholder_left(prefix: bytes) -> "Optional[bytes]":
     """A recorded placeholder that still stands in a file; None if none was found."""
-    from ..relocation.relocate import placeholder_left
+    from ..relocation.elsewhere import placeholder_left
 
     handle = os.open(prefix, _OPEN)
     try:

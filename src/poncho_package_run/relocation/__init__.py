@@ -4,4 +4,4 @@ In: an environment's directory, and the path that it is to name.  Out: files tha
 Promised: all records are checked before the first write; no line of the environment is run.
 """
 
-__all__ = ["relocate"]
+__all__ = ["elsewhere", "in_use", "relocate"]
