@@ -133,12 +133,13 @@ def archive(
 class Point(NamedTuple):
     """The ``number``-th (from 1) call of ``name`` that the tool's main thread makes.
 
-    ``arguments`` is what strace shows of it.
+    ``arguments`` is what strace shows of it; ``before_command``, whether no command runs yet.
     """
 
     name: str
     number: int
     arguments: str = ""
+    before_command: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}:{self.number}"
@@ -176,6 +177,18 @@ def _is_json(text: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def mark_before_command(points: Sequence[Point]) -> list[Point]:
+    """The points, of which those are marked that come before the command is started."""
+    starting = [
+        index
+        for index, point in enumerate(points)
+        if point.name in ("clone", "clone3", "vfork") and "CLONE_THREAD" not in point.arguments
+    ]
+    # The call itself starts it; what is sent within is forwarded.
+    first = starting[-1] if starting else len(points) - 1
+    return [point._replace(before_command=at < first) for at, point in enumerate(points)]
 
 
 class Place:
@@ -370,13 +383,13 @@ class Scenario:
             counts[name] += 1
             if found and name == "execve" and rest.endswith(" = 0"):
                 # What follows is the command's.
-                return [*found, Point(name, counts[name], rest)]
+                return mark_before_command([*found, Point(name, counts[name], rest)])
             # The working directory may be the place's, and the tool lie in it.
             named = rest.replace(str(self.place.artifact), "").replace(f"AT_FDCWD<{here}>", "")
             if found and name in _PATHLESS or str(self.place.root) in named and name != "execve":
                 found.append(Point(name, counts[name], rest))
         self.last = found[-1]
-        return found
+        return mark_before_command(found)
 
     def disturb(self, point: Point, effect: str) -> "subprocess.CompletedProcess[bytes]":
         """Have one call of a run fail ("error=EIO") or end it ("signal=KILL")."""
@@ -430,12 +443,29 @@ class Scenario:
             took.append(time.monotonic() - begin)
         return sorted(took)[2] * 1.1
 
-    def interrupt(self, point: Point, number: int) -> None:
-        """Send signal ``number`` to a run at a point: it ends of it, and leaves nothing."""
-        result = self.disturb(point, f"signal={signal.Signals(number).name}")
-        # Behind the removal of a temporary environment there is nothing to give up.
-        if result.returncode or point != self.last:
+    def interrupt(self, point: Point, number: int) -> bool:
+        """Send signal ``number`` to a run at a point: it ends of it, and leaves nothing.
+
+        Returns:
+            False if the run did not come to the point: threads share the work.
+        """
+        self.prepare()
+        self.found = set(self.place.left(strict=True))
+        name, log = signal.Signals(number).name, self.place.root / "log"
+        injection = f"inject={point.name}:signal={name}:when={point.number}"
+        wrapper = tracing.strace("-e", f"trace={point.name}", "-e", injection, log=log)
+        command = self.killed[len(self.options) :]
+        if point.before_command:
+            # A signal that was taken note of, and then forgotten, shows in one that goes on.
+            command = ["sh", "-c", "sleep 2; echo went on"]
+        result = self.place.run(*self.options, *command, wrapper=wrapper, outer=self.killed_in)
+        reached = f"--- {name} " in log.read_text()
+        log.unlink()
+        if reached and (result.returncode or point != self.last):
+            # Behind the removal of a temporary environment there is nothing to give up.
             self.check_interrupted(result, number)
+            assert b"went on" not in result.stdout, "the command was run all the same"
+        return reached
 
     def interrupt_at(self, instant: float, number: int) -> float:
         """Send signal ``number`` to a run ``instant`` seconds after its start.
