@@ -14,7 +14,6 @@ import errno
 import os
 
 from .. import MARKER
-from ..machine.processors import usable
 from ..telling.errors import CannotCreate, InputOutputError
 from ..telling.failures import failure, kind_of, located
 from ..telling.messages import warn
@@ -198,12 +197,14 @@ class Target:
         flush(self.descriptor)
         from ..durability.manifest import Manifest  # those who only wait need none
 
-        self.manifest = Manifest(self.path)
+        self.manifest = Manifest(self.descriptor, self.path)
 
     def _empty(self) -> None:
-        from ..tree.removal import empty
+        from ..tree.removal import remove
 
-        empty(self.descriptor, keep=UNPACKING, threads=min(usable(), 4))
+        for name in map(os.fsencode, os.listdir(self.descriptor)):
+            if not name.startswith(UNPACKING):
+                remove(self.descriptor, name)
 
     def _restore(self) -> None:
         """Leave the directory as it was found: empty, or not there; the marker goes last."""

@@ -12,9 +12,8 @@ import fcntl
 import os
 import stat
 
-from ..machine.processors import usable
 from ..telling.failures import kind_of, located
-from ..tree.removal import empty
+from ..tree.removal import remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,16 +127,9 @@ def _is_at(descriptor: int, path: bytes) -> bool:
 
 def _remove(path: bytes, descriptor: int) -> None:
     """Empty a directory, remove it, and only then end the lease."""
-    for threads in (min(usable(), 4), 1):
-        # What fails once may do the second time; what does not is for the next run's sweep.
-        empty(descriptor, threads=threads)
-        try:
-            os.rmdir(path)
-            break
-        except FileNotFoundError:
-            break
-        except OSError:
-            pass  # something in it is still in use
+    parent = os.open(os.path.dirname(path), _OPEN | os.O_CLOEXEC)
+    remove(parent, os.path.basename(path))  # what is in use is left to the next run's sweep
+    os.close(parent)
     try:
         os.close(descriptor)
     except OSError:
