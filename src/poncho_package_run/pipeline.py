@@ -92,7 +92,7 @@ def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
         from .relocation.relocate import relocate  # while other threads decode already
         from .tree.unpack import Tree
 
-        with Tree(target.descriptor, target.path, OURS, manifest) as tree:
+        with Tree(target.descriptor, target.path, manifest) as tree:
             with report.phase("unpack"):
                 if archive.kind == "squashfs":
                     archive.extract(target.path, OURS)
@@ -102,7 +102,12 @@ def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
                     tree.unpack(archive.members(report.progress), archive.writers)
             prefix = prefix_in(target.path)
             with report.phase("relocate"):
-                rewritten = manifest.rewritten if manifest is not None else None
+                rewritten = None
+                if manifest is not None:
+
+                    def rewritten(path: bytes, handle: int, pieces: "Any") -> None:
+                        manifest.rewritten(path[len(target.path) + 1 :], handle, pieces)
+
                 report.records = relocate(prefix, rewritten, tree.overlap)
             tree.set_attributes()
             report.files, report.bytes = tree.files, tree.bytes
