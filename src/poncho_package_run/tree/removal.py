@@ -36,7 +36,7 @@ def remove(parent: int, name: bytes, keep_last: bytes = b"") -> bool:
     Returns:
         Whether it is gone (see ``empty``).
     """
-    return _twice(lambda: _remove(parent, name, keep_last))
+    return _twice(lambda threads: _remove(parent, name, keep_last, threads))
 
 
 def empty(directory: int, keep_last: bytes = b"") -> bool:
@@ -53,14 +53,14 @@ def empty(directory: int, keep_last: bytes = b"") -> bool:
     Returns:
         Whether all is gone.
     """
-    return _twice(lambda: _empty(directory, keep_last))
+    return _twice(lambda threads: _empty(directory, keep_last, threads))
 
 
-def _twice(attempt: "Callable[[], bool]") -> bool:
-    """What fails once may do the second time: who was writing there may have ended."""
-    for _ in range(2):
+def _twice(attempt: "Callable[[int], bool]") -> bool:
+    """What fails once may do the second time: it was in use, or threads had all descriptors."""
+    for threads in (min(usable(), 4), 1):
         try:
-            if attempt():
+            if attempt(threads):
                 return True
         except FileNotFoundError:
             return True
@@ -69,7 +69,7 @@ def _twice(attempt: "Callable[[], bool]") -> bool:
     return False
 
 
-def _remove(parent: int, name: bytes, keep_last: bytes) -> bool:
+def _remove(parent: int, name: bytes, keep_last: bytes, threads: int) -> bool:
     try:
         os.unlink(name, dir_fd=parent)
         return True
@@ -79,7 +79,7 @@ def _remove(parent: int, name: bytes, keep_last: bytes) -> bool:
     handle = _open(name, parent)
     try:
         os.fchmod(handle, 0o700)  # what may be removed may be written
-        gone = _empty(handle, keep_last)
+        gone = _empty(handle, keep_last, threads)
     finally:
         os.close(handle)
     if gone:
@@ -87,8 +87,8 @@ def _remove(parent: int, name: bytes, keep_last: bytes) -> bool:
     return gone
 
 
-def _empty(directory: int, keep_last: bytes) -> bool:
-    gone = _Removal(directory, keep_last).run()
+def _empty(directory: int, keep_last: bytes, threads: int) -> bool:
+    gone = _Removal(directory, keep_last, threads).run()
     if gone and keep_last:
         os.unlink(keep_last, dir_fd=directory)
     return gone
@@ -145,9 +145,10 @@ class _Directory:
 
 
 class _Removal:
-    def __init__(self, root: int, keep_last: bytes) -> None:
+    def __init__(self, root: int, keep_last: bytes, threads: int) -> None:
         self._root = _Directory(None, b"", root)
         self._keep_last = keep_last
+        self._threads = threads
         self._device = os.fstat(root).st_dev
         self._stack: List[_Directory] = []  # those that have ``found`` any
         self._busy = 0
@@ -158,9 +159,9 @@ class _Removal:
         self._others: List[threading.Thread] = []
 
     def run(self) -> bool:
-        self._enter(self._root)
+        self._enter(self._root, os.listdir(self._root.handle))
         if self._stack:
-            self._others += start(self._work, min(usable(), 4) - 1)
+            self._others += start(self._work, self._threads - 1)
         self._work()
         for thread in self._others:
             thread.join()
@@ -171,7 +172,7 @@ class _Removal:
         with self._changed:
             self._quickest = min(self._quickest, seconds)
             self._samples += 1
-            if self._samples == SAMPLES and self._quickest > SLOW_SECONDS:
+            if self._samples == SAMPLES and self._threads > 1 and self._quickest > SLOW_SECONDS:
                 self._others += start(self._work, capped(OVERLAPPING) - 1 - len(self._others))
 
     def _work(self) -> None:
@@ -210,20 +211,21 @@ class _Removal:
         self._end(parent)
 
     def _open(self, parent: _Directory, name: bytes) -> None:
+        handle = -1
         try:
             handle = _open(name, parent.handle)
+            if os.fstat(handle).st_dev != self._device:  # mounted by that, or a volume of its own
+                raise PermissionError
+            names = os.listdir(handle)
         except OSError as error:
+            if handle >= 0:
+                os.close(handle)
             if error.errno not in (errno.EMFILE, errno.ENFILE) or parent is self._root:
                 raise
             self._move_up(parent, name)
             self._end(parent)
             return
-        directory = _Directory(parent, name, handle)
-        if os.fstat(handle).st_dev == self._device:
-            self._enter(directory)
-        else:  # mounted when it was opened, or a volume of its own
-            self._gone = False
-            self._end(directory)
+        self._enter(_Directory(parent, name, handle), names)
 
     def _move_up(self, parent: _Directory, name: bytes) -> None:
         """Have a directory emptied last, when the descriptors that lead to it are closed."""
@@ -241,13 +243,9 @@ class _Removal:
             root.left += 1
             self._changed.notify()
 
-    def _enter(self, directory: _Directory) -> None:
+    def _enter(self, directory: _Directory, names: "List[str]") -> None:
         """Remove the files of a directory, and find the directories in it."""
-        found = []
-        try:
-            found = self._unlink(directory)
-        except OSError:
-            self._gone = False
+        found = self._unlink(directory, names)
         if not found:
             self._end(directory, 0)
             return
@@ -257,14 +255,14 @@ class _Removal:
             self._stack.append(directory)
             self._changed.notify(len(found))
 
-    def _unlink(self, directory: _Directory) -> "List[bytes]":
+    def _unlink(self, directory: _Directory, names: "List[str]") -> "List[bytes]":
         """Remove the files of a directory; the rest of its names."""
         handle = directory.handle
         is_root = directory is self._root
         writable = is_root  # it belongs to the caller, as it is
         unlink = os.unlink
         found = []
-        for name in map(os.fsencode, os.listdir(handle)):
+        for name in map(os.fsencode, names):
             if is_root and name == self._keep_last:
                 continue
             try:
