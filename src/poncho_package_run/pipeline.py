@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Tuple
 
-    from .cli import Options
+    from . import Options
     from .telling.report import Report
 
 

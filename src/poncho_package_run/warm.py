@@ -11,7 +11,7 @@ from .place.completion import is_complete, is_settled, prefix_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .cli import Options
+    from . import Options
 
 
 def run(options: "Options") -> bool:

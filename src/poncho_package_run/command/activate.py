@@ -29,8 +29,8 @@ def activate(prefix: bytes, environ: dict) -> dict:
         nor the other way round: neither is on PATH any more.
     """
     result = dict(environ)
-    # A variable without a name cannot be handed to execve; the second is our header's.
-    for name in (b"", b"_PONCHO_PACKAGE_RUN_IGNORED", b"PYTHONPATH", b"PYTHONHOME"):
+    # A variable without a name cannot be handed to execve.
+    for name in (b"", b"PYTHONPATH", b"PYTHONHOME"):
         result.pop(name, None)
     if sys.platform == "darwin":
         result.pop(b"__PYVENV_LAUNCHER__", None)

@@ -8,11 +8,6 @@ import sys
 def execute(command: list, environ: dict) -> None:
     """Replace this process by the command, found on the PATH of its own environment.
 
-    The command starts with the signal dispositions of our caller: CPython ignores SIGPIPE and
-    SIGXFSZ, and which of them the caller had ignored before is in the variable
-    ``_PONCHO_PACKAGE_RUN_IGNORED`` (``PIPE XFSZ``), set by the artifact's header, which a
-    shell runs; a process started as ``python3 FILE`` has no way to know.
-
     Args:
         command: argv, bytes.
         environ: bytes to bytes.
@@ -21,11 +16,6 @@ def execute(command: list, environ: dict) -> None:
         CommandNotFound: there is no such file.
         CommandNotExecutable: the system refuses to execute it.
     """
-    ignored = os.environb.get(b"_PONCHO_PACKAGE_RUN_IGNORED", b"").split()
-    if b"PIPE" not in ignored:
-        _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
-    if b"XFSZ" not in ignored:
-        _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         # Else a Ctrl-C from here on would set a flag of the interpreter that execve forgets.
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)

@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List
 
-    from ..cli import Options
+    from .. import Options
     from ..telling.report import Report
 
 _STAGED = OURS + b"relocating."

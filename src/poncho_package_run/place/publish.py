@@ -26,8 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Optional
 
+    from .. import Options
     from ..archive.source import Source
-    from ..cli import Options
     from ..durability.manifest import Manifest
     from ..telling.report import Report
     from .lock import Lock
