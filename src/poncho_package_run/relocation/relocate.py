@@ -322,7 +322,7 @@ class _Writable:
     ) -> None:
         self._handle = self._output = handle
         self._mode = stat.S_IMODE(status.st_mode)
-        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR) == os.O_RDWR:
             return
         os.fchmod(handle, self._mode | stat.S_IWUSR)
         parent, _, name = path.rpartition(b"/")

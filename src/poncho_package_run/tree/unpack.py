@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import sys
 import time
 
 from ..archive.member import DIRECTORY, FILE, SYMLINK, Member
@@ -34,6 +35,10 @@ _NAME_LIMIT = 4096
 
 # Bytes of symlinks that may wait to be made, with 300 for the objects of each.
 _SYMLINKS_LIMIT = 8 << 20
+
+
+# PyPy never follows, and hands linkat(2) a flag that it refuses if it is asked not to.
+_FOLLOW = sys.implementation.name == "pypy"
 
 
 class _Symlink:
@@ -400,7 +405,10 @@ class Tree:
                 descriptor,
                 name,
                 lambda: os.link(
-                    old_name, name, src_dir_fd=source, dst_dir_fd=descriptor, follow_symlinks=False
+                    *(old_name, name),
+                    src_dir_fd=source,
+                    dst_dir_fd=descriptor,
+                    follow_symlinks=_FOLLOW,
                 ),
             )
         finally:
