@@ -111,6 +111,7 @@ def fresh(path, rest=None):
         "CONDA_DEFAULT_ENV": str(path),
         "CONDA_SHLVL": "1",
         "PYTHONNOUSERSITE": "1",
+        "PONCHO_PREFIX": str(path),
     }
 
 
@@ -253,6 +254,7 @@ def test_16_venv(changes, tmp_path):
         "PATH": first(venv.path, "/usr/bin:/bin"),
         "VIRTUAL_ENV": str(venv.path),
         "PYTHONNOUSERSITE": "1",
+        "PONCHO_PREFIX": str(venv.path),
         "CONDA_PREFIX": None,
         "CONDA_PREFIX_1": None,
         "CONDA_SHLVL": None,
@@ -366,7 +368,6 @@ class TestScripts:
         assert result.stderr == b"out\nerr\n"
 
     FAILING = {
-        "last command": ("export A=1; false", 1),
         "return": ("export A=1; return 3", 3),
         "exit": ("export A=1; exit 4", 4),
         "exit after set --": ("export A=1; set -- a b c d; exit 4", 4),
@@ -606,6 +607,7 @@ class TestAgainstCondaPack:
             "CONDA_DEFAULT_ENV": str(kept),
             "CONDA_SHLVL": "1",
             "PYTHONNOUSERSITE": "1",
+            "PONCHO_PREFIX": str(kept),
             "SHOWPREFIX_MODE": "from env_vars.d",
             "SHOWPREFIX_BOTH": "from state",
             "STATE_VARIABLE": "from state",

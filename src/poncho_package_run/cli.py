@@ -9,6 +9,10 @@ import sys
 
 from . import Options
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
 _VALUES = {
     "-e": "environment",
     "--environment": "environment",
@@ -28,6 +32,7 @@ def parse(words: list) -> Options:
 
     Raises:
         UsageError: they make no sense.
+        CannotCreate: a relative path is of a directory that has been removed.
     """
     options = Options()
     values = {"wait_for_lock": "300"}
@@ -74,7 +79,15 @@ def parse(words: list) -> Options:
         raise _usage("--environment is missing")
     options.environment = os.fsencode(values["environment"])
     unpack_to = values.get("unpack_to")
-    options.unpack_to = os.fsencode(unpack_to) if unpack_to else None
+    if unpack_to:
+        options.unpack_to = os.fsencode(unpack_to)
+        try:
+            unpack_to[0] == "/" or os.getcwdb()
+        except OSError as error:
+            from .telling.errors import CannotCreate
+
+            why = "cannot use {}: the working directory: {}; give a path that begins with /"
+            raise CannotCreate(why.format(unpack_to, error.strerror))
     try:
         options.wait_for_lock = float(values["wait_for_lock"])
     except ValueError:
@@ -86,28 +99,19 @@ def parse(words: list) -> Options:
     return options
 
 
-def main(ignored: int = 0) -> None:
+def main(ignored: int = 0, start: "Callable[[], int] | None" = None) -> None:
     """Do what ``sys.argv`` says; ends the process, or becomes the command.
 
     Args:
         ignored: the signals that our caller ignores, as in /proc/PID/stat, if that is known.
+        start: what to do; its result is the exit status.
     """
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
         # CPython ignores them, and so would what we start; what is caught, an exec resets.
         if not ignored >> (number - 1) & 1:
             _signal.signal(number, lambda *_: None)
     try:
-        from . import warm
-
-        options = parse(sys.argv[1:])
-        status = 0
-        if not warm.run(options):
-            import gc
-
-            from .pipeline import run
-
-            gc.enable()
-            status = run(options)
+        status = (start or _start)()
     except BaseException as error:
         try:
             from .telling.explain import status_of
@@ -124,6 +128,20 @@ def main(ignored: int = 0) -> None:
                 pass
     # No finalisation: it would wait for threads, and obey PYTHONINSPECT.
     os._exit(status)
+
+
+def _start() -> int:
+    from . import warm
+
+    options = parse(sys.argv[1:])
+    if warm.run(options):
+        return 0
+    import gc
+
+    from .pipeline import run
+
+    gc.enable()
+    return run(options)
 
 
 def _usage(message: str) -> Exception:

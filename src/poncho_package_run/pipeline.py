@@ -32,7 +32,7 @@ def run(options: "Options") -> int:
         return run_in_temporary(options)
     prefix = prefix_in(directory)
     if options.command:
-        execute(*activated(prefix, options.command))
+        execute(*activated(prefix, options.command, options.debug))
     return 0
 
 
@@ -76,7 +76,7 @@ def run_in_temporary(options: "Options") -> int:
         prefix, _ = fill(options.environment, target, report)
         if not options.command:
             return 0
-        return supervise(*activated(prefix, options.command), target.descriptor)
+        return supervise(*activated(prefix, options.command, options.debug), target.descriptor)
 
 
 def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
