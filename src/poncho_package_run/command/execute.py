@@ -51,5 +51,7 @@ def candidates(word: bytes, environ: dict) -> list:
     """The paths that a command's first word may stand for, in order."""
     if b"/" in word:
         return [word]
-    folders = environ.get(b"PATH", b"/bin:/usr/bin").split(b":") if word else []
+    if word in (b"", b".", b".."):
+        return []
+    folders = environ.get(b"PATH", b"/bin:/usr/bin").split(b":")
     return [os.path.join(folder or b".", word) for folder in folders]
