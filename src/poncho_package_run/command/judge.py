@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 
 from ..telling.refusal import IS_DIRECTORY, NOT_PERMITTED, not_executable
 
@@ -78,9 +77,10 @@ def is_sound(path: bytes) -> bool:
         words = head[2:].partition(b"\n")[0].split(None, 1)
         return bool(words) and os.path.isfile(words[0]) and os.access(words[0], os.X_OK)
     ours = _head(b"/proc/self/exe") or b""
-    loader = re.search(rb"/[^\0]*/ld[-.][^\0]*\0", ours)
-    machine = head[:6] + head[18:20] == ours[:6] + ours[18:20]
-    return ours[:4] == b"\x7fELF" and machine and loader is not None and loader.group() in head
+    at = ours.find(b"/ld")  # the loader's path; not by a regular expression: re takes 5 ms
+    loader = ours[ours.rfind(b"\0", 0, at) : ours.find(b"\0", at) + 1]
+    same = head[:6] + head[18:20] == ours[:6] + ours[18:20]
+    return ours[:4] == b"\x7fELF" and at > 0 and same and loader in head
 
 
 def _head(path: bytes) -> "bytes | None":
