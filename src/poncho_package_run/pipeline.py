@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
-    from .cli import Options
+    from . import Options
     from .place.private import PrivateDirectory
 
 
@@ -36,7 +36,7 @@ def run(options: "Options") -> int:
     else:
         return run_in_temporary(options)
     if options.command:
-        execute(*activated(prefix, options.command))
+        execute(*activated(prefix, options.command, options.debug))
     return 0
 
 
@@ -82,7 +82,8 @@ def run_in_temporary(options: "Options") -> int:
         prefix = fill(private, options.environment, None, report)
         if not options.command:
             return 0
-        return supervise(*activated(prefix, options.command), private.descriptor)
+        command = activated(prefix, options.command, options.debug)
+        return supervise(*command, private.descriptor, private.touch)
 
 
 def fill(

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import sys
 import time
 
 from .. import MARKER
@@ -54,6 +55,10 @@ _MARKER_LIMIT = 1 << 16
 
 # An environment has at least one of these (see ``holds_environment``).
 _SIGNS = (b"bin/activate", b"pyvenv.cfg")
+
+
+# PyPy never follows, and hands linkat(2) a flag that it refuses if it is asked not to.
+_FOLLOW = sys.implementation.name == "pypy"
 
 
 class _Symlink:
@@ -463,7 +468,10 @@ class Tree:
                 descriptor,
                 name,
                 lambda: os.link(
-                    old_name, name, src_dir_fd=source, dst_dir_fd=descriptor, follow_symlinks=False
+                    *(old_name, name),
+                    src_dir_fd=source,
+                    dst_dir_fd=descriptor,
+                    follow_symlinks=_FOLLOW,
                 ),
             )
         finally:
