@@ -14,6 +14,7 @@ import pytest
 
 from poncho_package_run.archive import bzip2, gzip, xz, zstd
 from poncho_package_run.archive.archive import recognise
+from poncho_package_run.archive.parallel import Pool
 from poncho_package_run.archive.source import Source
 from poncho_package_run.telling.errors import ArchiveError
 from support import corpus, differential
@@ -49,8 +50,9 @@ def decoded(path, cores):
     source = Source(os.fsencode(path))
     try:
         kind = recognise(source)
-        chunks = zstd.decode(source) if kind == "zstd" else DECODERS[kind].decode(source, cores)
-        return b"".join(chunks)
+        if kind == "zstd":
+            return b"".join(zstd.decode(source))
+        return b"".join(DECODERS[kind].decode(source, Pool(cores)))
     except ArchiveError:
         return None
     finally:

@@ -107,9 +107,9 @@ def test_nobody_else_reaches_what_is_not_yet_put_right(image, tmp_path, target, 
     seen = []
     normalise = squashfs._normalise
 
-    def watch(root: bytes) -> None:
+    def watch(root: bytes, reserved: bytes) -> None:
         seen.append(stat.S_IMODE(os.stat(os.path.dirname(root)).st_mode))
-        normalise(root)
+        normalise(root, reserved)
 
     monkeypatch.setattr(squashfs, "_normalise", watch)
     unpack(image, target)
@@ -133,9 +133,14 @@ def test_the_tool_s_own_names_are_passed_over(tmp_path, target):
     root.mkdir()
     (root / "file").touch()
     (root / ".poncho_package_run_expanded").write_bytes(b"forged")
+    below = root / "lib" / ".Poncho_Package_Run_manifest"
+    (below / "deep" / "er").mkdir(parents=True)
+    (below / "deep" / "file").touch()
+    (below / "deep").chmod(0o555)
     (target / ".poncho_package_run_unpacking").write_bytes(b"ours")
     unpack(pack(root, tmp_path / "image"), target)
-    assert sorted(os.listdir(target)) == [".poncho_package_run_unpacking", "file"]
+    assert sorted(os.listdir(target)) == [".poncho_package_run_unpacking", "file", "lib"]
+    assert os.listdir(target / "lib") == []
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,24 @@
 """Reading archives, one format a file: recognise, decode, give the members."""
 
+import _signal as signal  # type: ignore[import-not-found]  # signal takes 2 ms, for its enums
+
 from ..machine import memory
 from ..machine.processors import usable
 from ..telling.errors import ArchiveError
 from . import tar
 from .member import Member
+from .parallel import Pool, prefetch
 from .source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Generator, Iterator, Optional
+    from typing import Any, Callable, Iterator, Optional
 
 # What a serial decoder may be ahead of the writer: enough to ride out a slow file.
 _AHEAD = 4 << 20
+
+# Each holds a piece of input and one of output: more would only take memory.
+_WRITERS = 8
 
 
 def recognise(source: Source) -> str:
@@ -25,6 +31,8 @@ def recognise(source: Source) -> str:
         ArchiveError: none of them.
     """
     head = source.peek(tar.BLOCK)
+    if not head:
+        raise ArchiveError("{} is empty (0 bytes); copy it again".format(source.name))
     if head[:2] == b"\x1f\x8b":
         return "gzip"
     if tar.recognises(head):
@@ -61,37 +69,60 @@ class Archive:
     """
 
     def __init__(self, path: bytes) -> None:
-        self.source = Source(path)
+        self._pool = Pool(usable())
+        self.source = Source(path, self._pool.look)
         memory.keep()
-        self._cores = usable()
-        if self._cores > 2:
+        if self._pool.cores > 2:
             memory.share()
         try:
             self.kind = recognise(self.source)
-        except Exception:
+        except BaseException:
             self.source.close()
             raise
-        self.writers = self._cores if self.kind == "zip" and self._cores > 1 else 0
-        self._ahead: Optional[Generator[bytes, None, None]] = None
+        self.writers = min(self._pool.cores, _WRITERS) if self.kind == "zip" else 0
+        self._chunks: Any = ()
+        self._sigchld: Any = None
 
     def __enter__(self) -> "Archive":
-        if self._cores > 1 and self.kind not in ("zip", "squashfs"):
-            from .parallel import prefetch
-
-            # Before the members are asked for: meanwhile the other modules are imported.
-            self._ahead = prefetch(self._chunks(), _AHEAD)
+        # Where the caller ignores it, the status of a decoder program would be lost (wait(2)).
+        self._sigchld = signal.getsignal(signal.SIGCHLD)
+        if self._sigchld == signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if self.kind not in ("zip", "squashfs"):
+            try:
+                self._chunks = self._decoded()
+                if self._pool.cores > 1:
+                    # Before the members are asked for: meanwhile the other modules are imported.
+                    self._chunks = prefetch(self._pool, self._chunks, _AHEAD)
+            except BaseException as error:
+                self.__exit__(type(error), error, None)
+                raise
         return self
 
     def __exit__(self, kind: object, error: object, _: object) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
-        self.source.close()
+        ended = self._pool.close()
+        if hasattr(self._chunks, "close"):
+            self._chunks.close()  # now, not when the error that refers to it is forgotten
+        if ended:  # else its number might soon be another file's, and that be read
+            self.source.close()
+        if self._sigchld == signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         # Whoever found the fault knew a member or a stream, not the file that it came from.
         if isinstance(error, ArchiveError) and self.source.name not in str(error):
             error.args = ("{}: {}".format(self.source.name, error),)
 
-    def members(self, progress: "Callable[[int, Optional[int]], None]") -> "Iterator[Member]":
-        """The members, in archive order; ``progress`` is told bytes read, and bytes in all.
+    def members(
+        self,
+        progress: "Callable[[int, Optional[int]], None]",
+        is_environment: "Optional[Callable[[], bool]]" = None,
+    ) -> "Iterator[Member]":
+        """The members, in archive order.
+
+        Args:
+            progress: told bytes read, and bytes in all.
+            is_environment: asked when the last member of a tar has been given, whether they make
+                an environment.  If not, what follows, which may be endless, is not read: they
+                are of no use, and the caller is to refuse them.  By default all is read.
 
         Raises:
             ArchiveError: damaged, truncated or unsafe; also while they are gone through.
@@ -105,8 +136,7 @@ class Archive:
                 yield member
                 progress(source.position, source.size)
             return
-        chunks = self._ahead or self._chunks()
-        for member in tar.members(_checked(chunks, source, progress)):
+        for member in tar.members(_checked(self._chunks, source, progress), is_environment):
             yield member
         # Of these no checksum would tell that two versions were read as one.
         if self.kind in ("tar", "zstd") and source.has_changed():
@@ -116,22 +146,22 @@ class Archive:
                 )
             )
 
-    def _chunks(self) -> "Iterator[bytes]":
+    def _decoded(self) -> "Iterator[bytes]":
         """The tar stream; decoded in as many threads as there are processors to use."""
         if self.kind == "tar":
             return iter(lambda: self.source.read(1 << 20), b"")
         if self.kind == "gzip":
             from . import gzip
 
-            return gzip.decode(self.source, self._cores)
+            return gzip.decode(self.source, self._pool)
         if self.kind == "bzip2":
             from . import bzip2
 
-            return bzip2.decode(self.source, self._cores)
+            return bzip2.decode(self.source, self._pool)
         if self.kind == "xz":
             from . import xz
 
-            return xz.decode(self.source, self._cores)
+            return xz.decode(self.source, self._pool)
         from . import zstd
 
         return zstd.decode(self.source)
@@ -162,5 +192,6 @@ def _checked(
         )
     yield head
     for chunk in chunks:
+        source.look()
         progress(source.position, source.size)
         yield chunk

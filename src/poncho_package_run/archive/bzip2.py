@@ -9,6 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Iterator
 
+    from .parallel import Pool
+
 # The magic number of a block (the digits of pi) behind that of a stream; the level between
 # them is the first stream's.  One stream of conda-pack -j N holds 900,000 bytes of input.
 _BLOCK = b"1AY&SY"
@@ -28,15 +30,15 @@ class _Bzip2Streams(Streams):
         return bz2.BZ2Decompressor()
 
 
-def decode(source: Source, cores: int) -> "Iterator[bytes]":
+def decode(source: Source, pool: "Pool") -> "Iterator[bytes]":
     """The decoded bytes of all streams, to the physical end of the source.
 
     Raises:
         ArchiveError: damaged, truncated, or followed by anything but zeros.
     """
     ranges = None
-    if cores > 1 and source.seekable:
+    if pool.cores > 1 and source.seekable:
         from .speculate import ranges_at
 
         ranges = ranges_at(source, 0, source.peek(4) + _BLOCK, 0, _PIECE)
-    return decode_streams(source, _Bzip2Streams, ranges, cores)
+    return decode_streams(source, _Bzip2Streams, ranges, pool, pool.cores)

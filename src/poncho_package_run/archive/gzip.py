@@ -7,7 +7,9 @@ from .source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterable, Iterator, Tuple
+    from typing import Any, Iterable, Iterator, Tuple
+
+    from .parallel import Pool
 
 _INPUT = 1 << 18
 _OUTPUT = 1 << 20
@@ -16,8 +18,9 @@ _OUTPUT = 1 << 20
 # stored block: LEN 0 and its complement, on a byte boundary (RFC 1951, 3.2.4).
 _FLUSH = b"\x00\x00\xff\xff"
 
-# An empty block of fixed codes with the final bit set, in its first ten bits.
-_FINAL = b"\x03\x00"
+# What at its place no decoder takes for lengths of a stored block, and how zlib says so.
+_NO_FLUSH = b"\x01\x00\x00\x00"
+_NO_LENGTHS = "invalid stored block lengths"
 
 # conda-pack -j N flushes about every 90 KiB of output; larger pieces spare threads and queues
 # some work, and the largest leave one thread with the last of a chunk while another waits (a
@@ -29,39 +32,52 @@ _THREADS = 4
 
 _SOUGHT = 1 << 22
 
+# What a member is given first, and then twice as much each time: zlib copies what it does not use,
+# and a member may be of 20 bytes.
+_STEP = 1 << 12
+
 
 def recognises(head: bytes) -> bool:
     return head[:2] == b"\x1f\x8b"
 
 
-def decode(source: Source, cores: int) -> "Iterator[bytes]":
+def decode(source: Source, pool: "Pool") -> "Iterator[bytes]":
     """The decoded bytes of all members, to the physical end of the source.
 
     Where the source can be read by offset and its blocks were flushed (``conda-pack -j N``,
-    ``pigz -i``), they are inflated on ``cores`` threads; otherwise in order, on one thread,
+    ``pigz -i``), they are inflated in several threads; otherwise in order, in one thread,
     while another sums up the checksum (a tenth of the time that both take).
 
     Raises:
         ArchiveError: damaged, truncated, or followed by anything but zeros.
     """
-    if cores > 1 and source.seekable:
+    if pool.cores > 1 and source.seekable:
         start = _header_length(source.peek(1 << 16))
         if start:
-            for chunk in _first_member(source, start, cores):
+            for chunk in _first_member(source, start, pool):
                 yield chunk
-    data = source.read(_INPUT)
+    data, at = source.read(_INPUT), 0
     while data:
-        if data[:1] == b"\0":
+        if data[at] == 0:
             # Block-wise copies leave zeros behind; anything else is damage.
+            data = data[at:]
             while data and not data.strip(b"\0"):
                 data = source.read(_INPUT)
             if data:
                 raise _damaged("bytes that are no gzip member follow the last one")
             return
         decoder = zlib.decompressobj(31)  # 15 bits of window, and the gzip wrapper
+        step = _STEP
         while True:
+            piece = decoder.unconsumed_tail
+            if not piece:
+                if at == len(data):
+                    data, at = source.read(_INPUT), 0
+                piece = data[at : at + step]
+                at += len(piece)
+                step = min(2 * step, _INPUT)
             try:
-                chunk = decoder.decompress(data, _OUTPUT)
+                chunk = decoder.decompress(piece, _OUTPUT)
             except zlib.error as error:
                 raise _damaged(str(error))
             if chunk:
@@ -69,13 +85,14 @@ def decode(source: Source, cores: int) -> "Iterator[bytes]":
             if decoder.eof:
                 break
             # At the end zlib may still hold output: it is asked until it gives none.
-            data = decoder.unconsumed_tail or source.read(_INPUT)
-            if not data and not chunk:
+            if not piece and not chunk:
                 raise _truncated()
-        data = decoder.unused_data or source.read(_INPUT)
+        at -= len(decoder.unused_data)
+        if at == len(data):
+            data, at = source.read(_INPUT), 0
 
 
-def _first_member(source: Source, start: int, cores: int) -> "Iterator[bytes]":
+def _first_member(source: Source, start: int, pool: "Pool") -> "Iterator[bytes]":
     """Inflate the first member in other threads; the source then stands at the member's end.
 
     The cuts are guesses: the marker also occurs by chance inside compressed data.
@@ -83,12 +100,12 @@ def _first_member(source: Source, start: int, cores: int) -> "Iterator[bytes]":
     from .speculate import Decoded, ranges_at
 
     crc = length = 0
-    ranges: Iterable[Tuple[int, int]]
+    ranges: Iterable[Tuple[int, int]] = [(start, source.size or 0)]
+    workers = 1
     if _flushed(source, start):
         ranges = ranges_at(source, start, _FLUSH, len(_FLUSH), _PIECE)
-    else:
-        ranges, cores = [(start, source.size or 0)], 1
-    decoded = Decoded(source, _Blocks, ranges, min(cores, _THREADS))
+        workers = min(pool.cores, _THREADS)
+    decoded = Decoded(source, _Blocks, ranges, pool, workers)
     for chunk in decoded:
         crc = zlib.crc32(chunk, crc)
         length += len(chunk)
@@ -114,8 +131,12 @@ def _flushed(source: Source, start: int) -> bool:
 class _Blocks:
     """A state of ``speculate.Decoded``: the blocks of one deflate stream."""
 
+    limited = False
+    margin = len(_FLUSH)
+
     def __init__(self) -> None:
         self._decoder = zlib.decompressobj(-15)
+        self._before: Any = None
 
     def feed(self, data: bytes) -> "Iterator[bytes]":
         decoder = self._decoder
@@ -138,21 +159,27 @@ class _Blocks:
     def unused(self) -> int:
         return len(self._decoder.unused_data)
 
+    def before_cut(self) -> None:
+        self._before = self._decoder.copy()
+
     def restartable(self) -> bool:
         """Whether the decoder stands between two blocks, on a byte boundary.
 
         Then a new one may start here, and it makes the same output unless the data refer back
         over the cut, which zlib refuses ("invalid distance too far back").  The test is
-        exact.  Only between blocks do the bits 1, 1, 0, 0, ... read as a final block of fixed
-        codes that ends at once: amid codes, if the first bit ends the block then 1, 0, 0
-        begins a stored block, which wants more bytes, and zeros alone are never final.
+        exact.  The last four bytes are the lengths of an empty stored block, or look like it;
+        four others in their place are refused *as lengths* only if all four were taken for them,
+        that is if the decoder stood right behind the header of a stored block.  (From bits
+        before that, of codes or of the header itself, four bytes are not enough to get there.)
         """
-        probe = self._decoder.copy()
         try:
-            probe.decompress(_FINAL)
-        except zlib.error:
-            return False
-        return probe.eof
+            self._before.decompress(_NO_FLUSH)
+        except zlib.error as error:
+            return _NO_LENGTHS in str(error)
+        return False
+
+    def alone(self) -> None:
+        """A window has 32 KiB, whoever decodes beside it."""
 
 
 def _header_length(head: bytes) -> int:

@@ -4,9 +4,20 @@ import errno
 import os
 import stat
 
+from ..machine.signals import check
 from ..telling.errors import ArchiveNotReadable, InputOutputError
+from ..telling.failures import failure, kind_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
 
 _BLOCK = 1 << 18
+_LOOK = 100  # milliseconds
+
+# A pipe without a writer would hold open(2), and a silent one read(2), which Python calls again
+# after a signal.
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class Source:
@@ -15,6 +26,11 @@ class Source:
     ``read`` goes through the bytes in order and works for a pipe as well;
     ``pread`` reads anywhere, from any thread, and needs ``seekable``.
 
+    Args:
+        path: the archive.
+        look: called at each read, and several times a second while a pipe is silent; what it
+            raises ends the reading.
+
     Attributes:
         path (bytes): the name the caller gave.
         name (str): the same, for messages.
@@ -22,19 +38,24 @@ class Source:
         mtime_ns (int or None): modification time in nanoseconds; None for a pipe.
         seekable (bool): a regular file (or block device), so that ``pread`` works.
         position (int): how many bytes ``read`` has handed out, for progress.
+        look (callable): as given.
+        head (bytes): the first of its bytes, once they were looked at with ``peek``.
 
     Raises:
         ArchiveNotReadable: it does not exist, or may not be opened.
-        InputOutputError: the system could not read it.
+        InputOutputError: the system could not read it, or has no descriptor to give.
     """
 
-    def __init__(self, path: bytes) -> None:
+    def __init__(self, path: bytes, look: "Callable[[], None]" = check) -> None:
         self.path = path
         self.name = os.fsdecode(path)
+        self.look = look
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = os.open(path, _OPEN)
             status = os.fstat(self.fd)
         except OSError as error:
+            if kind_of(error) is InputOutputError:
+                raise failure(error, path)
             raise ArchiveNotReadable(
                 "cannot read the archive {}: {}; check the path given to --environment".format(
                     self.name, error.strerror
@@ -44,7 +65,13 @@ class Source:
         self.size = status.st_size if self.seekable else None
         self.mtime_ns = status.st_mtime_ns if self.seekable else None
         self.position = 0
-        self._peeked = b""
+        self._peeked = self.head = b""
+        self._poll: Any = None
+        if not self.seekable:
+            from select import POLLIN, poll
+
+            self._poll = poll()
+            self._poll.register(self.fd, POLLIN)
 
     def peek(self, count: int) -> bytes:
         """The first ``count`` unread bytes, fewer only at the end; they stay unread."""
@@ -53,6 +80,7 @@ class Source:
             if not more:
                 break
             self._peeked += more
+        self.head = self.head or self._peeked
         return self._peeked[:count]
 
     def read(self, count: int = _BLOCK) -> bytes:
@@ -66,6 +94,7 @@ class Source:
 
     def pread(self, count: int, offset: int) -> bytes:
         """``count`` bytes from ``offset`` on, fewer only at the end of the file."""
+        self.look()
         try:
             data = os.pread(self.fd, count, offset)
             while 0 < len(data) < count:
@@ -89,10 +118,15 @@ class Source:
         self._peeked = b""
 
     def _read(self, count: int) -> bytes:
-        try:
-            return os.read(self.fd, count)
-        except OSError as error:
-            raise self._failed(error)
+        while True:
+            self.look()
+            try:
+                if self._poll is None or self._poll.poll(_LOOK):
+                    return os.read(self.fd, count)
+            except BlockingIOError:
+                pass  # another process has read what there was
+            except OSError as error:
+                raise self._failed(error)
 
     def _failed(self, error: OSError) -> Exception:
         if error.errno == errno.EISDIR:

@@ -38,9 +38,13 @@ class Decoded:
         source: read by offset.
         new_state: makes a decoder state, an object with ``feed(data)``, a generator of
             chunks; ``finished``, the stream's own end was met; ``unused``, how many fed bytes
-            lie behind it; ``restartable()``, a new state may start where this one stands.
+            lie behind it; ``before_cut()``, it stands ``margin`` bytes before the end of a
+            piece; ``restartable()``, a new state may start where this one stands;
+            ``limited``, what ended it was that others need memory too; ``alone()``, from now on
+            no other of the same memory is beside it.
         ranges: (start, end) offsets of the pieces, without gaps.
-        cores: how many threads to use.
+        pool: whose threads decode.
+        workers: how many of them.
 
     Attributes:
         end (int): once iterated over, the offset behind the last byte used.
@@ -52,12 +56,14 @@ class Decoded:
         source: Source,
         new_state: "Callable[[], Any]",
         ranges: "Iterable[Range]",
-        cores: int,
+        pool: parallel.Pool,
+        workers: int,
     ) -> None:
         self._source = source
         self._new_state = new_state
         self._ranges = ranges
-        self._workers = min(cores, _WORKERS)
+        self._pool = pool
+        self._workers = min(workers, _WORKERS)
         self.end = 0
         self.state: Any = None
 
@@ -67,11 +73,11 @@ class Decoded:
 
     def __iter__(self) -> "Iterator[bytes]":
         pieces = (Piece(start, end) for start, end in self._ranges)
-        lanes = parallel.lanes(self._work, pieces, self._workers, _AHEAD)
+        lanes = parallel.Lanes(self._pool, self._work, pieces, self._workers, _AHEAD)
         try:
             yield from self._joined(lanes)
         finally:
-            lanes.close()  # now, not when the error that refers to it is forgotten
+            lanes.close()
 
     def _joined(self, lanes: "Iterable[parallel.Lane]") -> "Iterator[bytes]":
         source = self._source
@@ -85,7 +91,8 @@ class Decoded:
                     taken += len(chunk)
                     yield chunk
                 if lane.error is not None:
-                    if self.state is None or self.state.finished:
+                    final = self.state is None or self.state.finished
+                    if final and not piece.state.limited:
                         raise lane.error  # no decoder could go on: the damage is real
                     right = False
             if right:
@@ -97,8 +104,10 @@ class Decoded:
                 wrong += 1
                 end = piece.stop if wrong <= _PATIENCE else source.size or 0
                 piece = Piece(piece.start, end)
-                lane.cancel()
-                piece.state = self.state
+                lane.drop()
+                piece.state = self._new_state() if self.state is None else self.state
+                piece.state.alone()
+                self.state = piece.state
                 for chunk in piece.decode(source):
                     if taken >= len(chunk):
                         taken -= len(chunk)
@@ -125,8 +134,11 @@ class Piece:
 
     def decode(self, source: Source) -> "Iterator[bytes]":
         at = self.start
+        cut = max(self.stop - self.state.margin, at)
         while at < self.stop:
-            data = source.pread(min(_READ, self.stop - at), at)
+            if at == cut:
+                self.state.before_cut()
+            data = source.pread(min(_READ, (cut if at < cut else self.stop) - at), at)
             if not data:
                 return  # the file got shorter: the state is not at its end, and that is told
             at += len(data)

@@ -6,22 +6,21 @@ another program unpacks.  What it makes is put right before anyone else can reac
 
 import os
 import re
-import shutil
 import signal
 import stat
 import subprocess
 import tempfile
-from collections import deque
-from contextlib import closing
 
 from ..machine.processors import usable
+from ..machine.signals import check
 from ..telling.errors import ArchiveError, DecoderUnavailable, Failure, InputOutputError
 from ..telling.failures import failure, unsafe
 from ..telling.messages import printable
+from .program import Program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Deque, Generator, Optional
+    from typing import Callable, Iterator, List, Optional, Tuple
 
 # A line of ``unsquashfs -lln`` for a block or character device, a fifo or a socket.  A name
 # with a newline in it may look like one, which costs it a refusal; none can hide one.
@@ -31,6 +30,12 @@ _SPECIAL = re.compile(rb"[bcps](?:[-r][-w][-xsStT]){3} .*?squashfs-root/(.*)")
 _QUEUE = "16"
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+# The last bytes of a failing program's output, which say why.
+_COMPLAINTS = 1 << 12
+
+# Of a line that lists a member: its path may be long, its symlink's target has 64 KiB at most.
+_LINE = 1 << 20
 
 
 def recognises(head: bytes) -> bool:
@@ -44,8 +49,8 @@ def unpack(source_path: bytes, target: bytes, reserved: bytes) -> None:
     After an error the remains are the caller's to remove.
 
     Args:
-        reserved: how the names directly below the target begin that are this tool's own; the
-            image's are skipped.
+        reserved: how the names begin that are this tool's own, in lower case; what has such a
+            name in the image, at any depth and in either case, is skipped.
 
     Raises:
         ArchiveError: damaged, truncated, or with a device, fifo or socket.
@@ -53,11 +58,10 @@ def unpack(source_path: bytes, target: bytes, reserved: bytes) -> None:
         InputOutputError: the disk is full, or the system could not read or write.
     """
     image = os.path.abspath(source_path)  # so that no name is an option
-    with closing(_unsquashfs(image, "-lln")) as lines:
-        for line in lines:
-            special = _SPECIAL.match(line)
-            if special:
-                raise ArchiveError(unsafe(special.group(1), "is a device, fifo or socket"))
+    for line in _listing(image):
+        special = _SPECIAL.match(line)
+        if special:
+            raise ArchiveError(unsafe(special.group(1), "is a device, fifo or socket"))
     try:
         # Nobody else gets in here to meet setuid files and foreign owners.  The name is new
         # each time, so that an unsquashfs which outlives us spoils nothing of the next run's.
@@ -66,50 +70,59 @@ def unpack(source_path: bytes, target: bytes, reserved: bytes) -> None:
         queues = ("-da", _QUEUE, "-fr", _QUEUE, "-p", str(usable()))
         for _ in _unsquashfs(image, "-n", "-no-xattrs", *queues, "-d", root):
             pass
-        _normalise(root)
+        _normalise(root, reserved)
         for name in os.listdir(root):
-            if not name.startswith(reserved):
-                _move(os.path.join(root, name), os.path.join(target, name))
-        shutil.rmtree(private)
+            _move(os.path.join(root, name), os.path.join(target, name))
+        os.rmdir(root)
+        os.rmdir(private)
     except OSError as error:
         raise failure(error, error.filename or target, -1)
 
 
-def _unsquashfs(image: bytes, *arguments: "str | bytes") -> "Generator[bytes, None, None]":
-    """The lines of a listing, or else the complaints of unsquashfs; it never outlives this.
+def _listing(image: bytes) -> "Iterator[bytes]":
+    rest = b""
+    for chunk in _unsquashfs(image, "-lln"):
+        lines = (rest + chunk).split(b"\n")
+        rest = lines.pop()
+        if len(rest) > _LINE:
+            raise _failed(image, "a name of more than {} bytes".format(_LINE))
+        yield from lines
+    yield rest
+
+
+def _unsquashfs(image: bytes, *arguments: "str | bytes") -> "Iterator[bytes]":
+    """A listing, in chunks, or else the complaints of unsquashfs; it never outlives this.
 
     Raises:
         ArchiveError, DecoderUnavailable, InputOutputError: by what its complaints say.
     """
     listing = arguments == ("-lln",)
     try:
-        process = subprocess.Popen(
+        program = Program(
             ("unsquashfs", *arguments, image),
+            check,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if listing else subprocess.DEVNULL,
             stderr=subprocess.STDOUT if listing else subprocess.PIPE,
             env=dict(os.environ, LC_ALL="C"),  # its complaints are read below
-            preexec_fn=_ended_with_parent(),  # noqa: PLW1509 (no thread of ours runs here)
+            preexec_fn=_ended_with_parent(),
         )
     except OSError as error:
         raise DecoderUnavailable(
             "{} is a squashfs image, and unsquashfs cannot be run here ({}); "
             "install squashfs-tools, or pack as tar.gz".format(printable(image), error.strerror)
         )
-    pipe: Any = process.stdout or process.stderr
-    last: Deque[bytes] = deque(maxlen=20)
+    last = b""
+    output = program.output()
     try:
-        for line in pipe:
-            last.append(line)
-            yield line
-        status = process.wait()
+        for chunk in output:
+            last = (last + chunk)[-_COMPLAINTS:]
+            yield chunk
     finally:
-        process.kill()
-        process.wait()
-        pipe.close()
+        output.close()  # now, not when the error that refers to it is forgotten
     # Up to version 4.4 the status is 0 although files could not be written.
-    if status or (last and not listing):
-        raise _failed(image, b"".join(last).decode("utf-8", "replace"))
+    if program.status or (last and not listing):
+        raise _failed(image, last.decode("utf-8", "replace"))
 
 
 def _ended_with_parent() -> "Optional[Callable[[], object]]":
@@ -144,29 +157,56 @@ def _failed(image: bytes, complaints: str) -> Failure:
     )
 
 
-def _normalise(root: bytes) -> None:
-    """Give the tree the owner and the modes of any other that this user unpacks."""
+def _normalise(root: bytes, reserved: bytes) -> None:
+    """Give the tree the owner and the modes of any other that this user unpacks.
+
+    What has a reserved name is removed.  ``root`` itself stays closed to others.
+    """
     umask = os.umask(0o077)
     os.umask(umask)
     owner = (os.geteuid(), os.getegid())
-    found, directories = [root], []
-    while found:
-        path = found.pop()
-        status = os.lstat(path)
-        mode = stat.S_IMODE(status.st_mode)
-        wanted = mode & 0o777 & ~umask
-        if owner[0] == 0 and (status.st_uid, status.st_gid) != owner:
-            os.chown(path, *owner, follow_symlinks=False)
-        if stat.S_ISDIR(status.st_mode):
-            os.chmod(path, 0o700)
-            if path != root:
-                directories.append((path, wanted))
-            found.extend(os.path.join(path, name) for name in os.listdir(path))
-        elif not stat.S_ISLNK(status.st_mode) and mode != wanted:
-            os.chmod(path, wanted)
-    # Children before their parents, which may be closed to us.
-    for path, wanted in reversed(directories):
-        os.chmod(path, wanted)
+    # The directories from the root to where we are: each with its mode (None: it is removed), the
+    # names of the directories in it, with a slash behind each, and how far these are done.  That is
+    # a few bytes for each directory in one of these, as in the image.
+    way: List[Tuple[bytes, Optional[int], bytearray, int]] = []
+    path, wanted = root, 0o700  # type: bytes, Optional[int]
+    while True:
+        os.chmod(path, 0o700)
+        names = bytearray()
+        with os.scandir(path) as entries:
+            for entry in entries:
+                check()
+                status = entry.stat(follow_symlinks=False)
+                if owner[0] == 0 and (status.st_uid, status.st_gid) != owner:
+                    os.chown(entry.path, *owner, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    names += entry.name + b"/"
+                elif wanted is None or entry.name.lower().startswith(reserved):
+                    os.unlink(entry.path)
+                elif not stat.S_ISLNK(status.st_mode):
+                    mode = stat.S_IMODE(status.st_mode)
+                    if mode != mode & 0o777 & ~umask:
+                        os.chmod(entry.path, mode & 0o777 & ~umask)
+        way.append((path, wanted, names, 0))
+        # Children before their parents, which may be closed to us.
+        while way:
+            path, wanted, names, at = way.pop()
+            if at < len(names):
+                break
+            if wanted is None:
+                os.rmdir(path)
+            else:
+                os.chmod(path, wanted)
+        else:
+            return
+        end = names.index(b"/", at)
+        way.append((path, wanted, names, end + 1))
+        name = bytes(names[at:end])
+        path = os.path.join(path, name)
+        if wanted is None or name.lower().startswith(reserved):
+            wanted = None
+        else:
+            wanted = stat.S_IMODE(os.lstat(path).st_mode) & 0o777 & ~umask
 
 
 def _move(path: bytes, to: bytes) -> None:

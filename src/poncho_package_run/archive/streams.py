@@ -5,10 +5,16 @@ from .source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable, Iterator, Optional, Tuple, Type
+    from typing import Any, Callable, Iterable, Iterator, Optional, Tuple, Type
+
+    from .parallel import Pool
 
 _INPUT = 1 << 17
 _OUTPUT = 1 << 20
+
+# What a stream is given first, and then twice as much each time: its decoder copies what it does
+# not use, and a stream may be of 14 bytes.
+_STEP = 1 << 12
 
 
 class Streams:
@@ -18,42 +24,61 @@ class Streams:
     errors: "Tuple[Type[Exception], ...]" = ()
 
     padding = 1  # streams may be followed by a multiple of so many zero bytes
-    finished = True  # an error is final: no decoder goes on over a stream's end
+    finished = True  # an error is final: no decoder goes on over a stream's end ...
+    limited = False  # ... unless it was one of memory
     unused = None  # streams follow each other up to the end of the source
+    margin = 0
 
     def __init__(self) -> None:
         self._decoder: Any = None
         self._zeros = 0
+        self._step = _STEP
 
     def new_decoder(self) -> "Any":
         raise NotImplementedError
 
     def feed(self, data: bytes) -> "Iterator[bytes]":
+        at, end = 0, len(data)
         try:
-            while data or (self._decoder and not self._decoder.needs_input):
+            while at < end or (self._decoder and not self._decoder.needs_input):
                 if self._decoder is None:
-                    stripped = data.lstrip(b"\0")
-                    self._zeros += len(data) - len(stripped)
-                    data = stripped
-                    if not data:
-                        return
+                    if not data[at]:
+                        step = data[at : at + self._step]
+                        zeros = len(step) - len(step.lstrip(b"\0"))
+                        self._zeros += zeros
+                        at += zeros
+                        continue
                     if self._zeros % self.padding:
                         raise ArchiveError(self._damage("bad padding between streams"))
                     self._zeros = 0
                     self._decoder = self.new_decoder()
-                chunk = self._decoder.decompress(data, _OUTPUT)
+                    self._step = _STEP
+                piece = b""
+                if self._decoder.needs_input:
+                    piece = data[at : at + self._step]
+                    at += len(piece)
+                    self._step = min(2 * self._step, _INPUT)
+                chunk = self._decoder.decompress(piece, _OUTPUT)
                 if chunk:
                     yield chunk
-                data = b""
                 if self._decoder.eof:
-                    data = self._decoder.unused_data
+                    at -= len(self._decoder.unused_data)
                     self._decoder = None
         except self.errors as error:
-            raise ArchiveError(self._damage(str(error)))
+            raise self.failed(error)
+
+    def failed(self, error: Exception) -> ArchiveError:
+        return ArchiveError(self._damage(str(error)))
 
     def restartable(self) -> bool:
         """Whether a stream has ended exactly here."""
-        return self._decoder is None
+        return self._decoder is None and not self._zeros % self.padding
+
+    def before_cut(self) -> None:
+        """A stream's end is known without looking."""
+
+    def alone(self) -> None:
+        """Most decoders take no more memory than others can spare."""
 
     def end(self) -> None:
         """The source is at its end: raise ArchiveError if the streams are not."""
@@ -72,20 +97,22 @@ class Streams:
 
 def decode_streams(
     source: Source,
-    new_state: "Type[Streams]",
+    new_state: "Callable[[], Streams]",
     ranges: "Optional[Iterable[Tuple[int, int]]]",
-    cores: int,
+    pool: "Pool",
+    workers: int,
 ) -> "Iterator[bytes]":
-    """Decode all streams, on several threads where ``ranges`` says how to cut them."""
+    """Decode all streams, in several threads where ``ranges`` says how to cut them."""
     if ranges is not None:
         from .speculate import Decoded
 
-        decoded = Decoded(source, new_state, ranges, cores)
+        decoded = Decoded(source, new_state, ranges, pool, workers)
         for chunk in decoded:
             yield chunk
         state = decoded.state
     else:
         state = new_state()
+        state.alone()
         data = source.read(_INPUT)
         while data:
             for chunk in state.feed(data):

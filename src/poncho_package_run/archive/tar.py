@@ -37,7 +37,9 @@ def recognises(head: bytes) -> bool:
     return len(head) >= BLOCK and (_is_header(head[:BLOCK]) or head[:BLOCK] == _ZEROS)
 
 
-def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
+def members(
+    chunks: "Iterable[bytes]", is_environment: "Optional[Callable[[], bool]]" = None
+) -> "Iterator[Member]":
     """Read a tar stream member by member.
 
     The chunks are used up to their end even behind the end-of-archive marker, so that
@@ -45,6 +47,7 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
 
     Args:
         chunks: the decoded stream, in pieces of any size.
+        is_environment: asked at the end-of-archive marker; False leaves the rest unread.
 
     Yields:
         Member: in archive order.
@@ -96,7 +99,7 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
                     target = value
                 elif key == b"size":
                     size = _decimal(value, path)
-                elif key.startswith(b"GNU.sparse."):
+                elif key == _SPARSE:
                     raise ArchiveError(_unsupported(path, "a sparse file"))
             records = {}
         longname = longlink = None
@@ -104,22 +107,20 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
             mtime_ns = _number(block[136:148], "mtime", block) * 1000000000
         mode = _number(block[100:108], "mode", block) & 0o7777
 
+        if kind in b"0\x007" and path[-1:] == b"/":
+            # BSD's and V7's way to say directory; judged by the whole name, never by the
+            # 100 bytes in the header (CVE-2025-13462).
+            kind = b"5"
         if kind in b"0\x007":
-            if path[-1:] == b"/":
-                # BSD's and V7's way to say directory; judged by the whole name, never by the
-                # 100 bytes in the header (CVE-2025-13462).
-                yield Member(DIRECTORY, path, mode, mtime_ns)
-                stream.skip_body(size)
-            else:
-                yield stream.file(path, mode, mtime_ns, size)
-        elif kind == b"5" or kind == b"D":
+            yield stream.file(path, mode, mtime_ns, size)
+        elif kind in b"5D2V":
+            # Only GNU's directory of type D always has a body, a list of names.
             if size and (kind == b"D" or stream.body_follows(size, False)):
                 stream.skip_body(size)
-            yield Member(DIRECTORY, path, mode, mtime_ns)
-        elif kind == b"2":
-            if size and stream.body_follows(size, False):
-                stream.skip_body(size)
-            yield Member(SYMLINK, path, mode, mtime_ns, 0, _link(block, target))
+            if kind == b"2":
+                yield Member(SYMLINK, path, mode, mtime_ns, 0, _link(block, target))
+            elif kind != b"V":  # a volume label names the archive and makes no file
+                yield Member(DIRECTORY, path, mode, mtime_ns)
         elif kind == b"1":
             target = _link(block, target)
             # Where both would do: conda-pack writes pax headers, and the body; in the older
@@ -131,11 +132,12 @@ def members(chunks: "Iterable[bytes]") -> "Iterator[Member]":
                 yield member
             else:
                 yield Member(HARDLINK, path, mode, mtime_ns, 0, target)
-        elif kind != b"V":  # a volume label names the archive and makes no file
+        else:
             what = _TYPES.get(kind) or "a member of type {!r}".format(kind.decode("latin-1"))
             raise ArchiveError(_unsupported(path, what))
         stream.finish_body()
-    stream.drain()
+    if is_environment is None or is_environment():
+        stream.drain()
 
 
 _TYPES = {b"3": "a character device", b"4": "a block device", b"6": "a fifo", b"S": "a sparse file"}
@@ -425,13 +427,17 @@ def _pax(body: bytes) -> "Dict[bytes, bytes]":
                     printable(value)
                 )
             )
-        if key in _USED or key.startswith(b"GNU.sparse."):  # others may fill the memory
+        # Nothing else is kept, nor how often it came: global headers add up.
+        if key in _USED:
             records[key] = value
+        elif key.startswith(_SPARSE):
+            records[_SPARSE] = b""
         at = stop
     return records
 
 
 _USED = (b"path", b"linkpath", b"size", b"mtime")
+_SPARSE = b"GNU.sparse."
 
 
 def _decimal(text: bytes, path: bytes) -> int:

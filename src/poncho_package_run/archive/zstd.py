@@ -5,20 +5,17 @@ In order: the standard library's (Python 3.14), the system's libzstd through cty
 and take frames in a row and skippable frames.
 """
 
-import sys
-
 from ..telling.errors import ArchiveError, DecoderUnavailable, Failure
+from .window import LARGEST_LOG, too_large
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterator, List, Optional
+    from typing import Any, Iterator, Optional
 
+    from .program import Program
     from .source import Source
 
 _INPUT, _OUTPUT = 1 << 17, 1 << 20
-# What ``zstd --long=31`` may have asked for; libzstd's own limit is 27.  A window is only
-# reserved at first: its pages come to be as they are filled, so a header cannot cost much.
-_WINDOW_LOG = 31 if sys.maxsize > 1 << 32 else 30
 _LIBRARIES = ("libzstd.so.1", "libzstd.1.dylib")
 
 
@@ -40,7 +37,7 @@ def decode(source: "Source") -> "Iterator[bytes]":
     Raises:
         ArchiveError: damaged, truncated, or followed by something else.
         DecoderUnavailable: no decoder here, or no memory for the window that it needs.
-        InputOutputError: the system could not read the source.
+        InputOutputError: the system could not read the source, or start the program.
     """
     for decoder in (_standard_library, _system_library, _program):
         chunks = decoder(source)
@@ -61,7 +58,7 @@ def _standard_library(source: "Source") -> "Optional[Iterator[bytes]]":
 
 
 def _by_standard_library(zstd: "Any", source: "Source") -> "Iterator[bytes]":
-    options = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+    options = {zstd.DecompressionParameter.window_log_max: LARGEST_LOG}
     data = source.read(_INPUT)
     while data:
         frame = zstd.ZstdDecompressor(options=options)
@@ -126,7 +123,7 @@ def _by_system_library(ctypes: "Any", library: "Any", source: "Source") -> "Iter
     try:
         if hasattr(library, "ZSTD_DCtx_setParameter"):  # since 1.4.0
             library.ZSTD_DCtx_setParameter.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
-            library.ZSTD_DCtx_setParameter(stream, 100, _WINDOW_LOG)  # ZSTD_d_windowLogMax
+            library.ZSTD_DCtx_setParameter(stream, 100, LARGEST_LOG)  # ZSTD_d_windowLogMax
         chunk = new_bytes(None, _OUTPUT)
         output = Buffer(address_of(chunk), _OUTPUT, 0)
         wanted = 0
@@ -155,56 +152,23 @@ def _by_system_library(ctypes: "Any", library: "Any", source: "Source") -> "Iter
 
 
 def _program(source: "Source") -> "Optional[Iterator[bytes]]":
-    import subprocess
+    from subprocess import PIPE
 
-    command = ("zstd", "-dcq", "--long={}".format(_WINDOW_LOG))
-    pipe = subprocess.PIPE
+    from .program import Program
+
+    command = ("zstd", "-dcq", "--memory={}".format(1 << LARGEST_LOG))
     try:
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+        program = Program(command, source.look, stdin=PIPE, stdout=PIPE, stderr=PIPE)
     except OSError:
         return None
-    return _by_program(process, source)
+    return _by_program(program, source)
 
 
-def _by_program(process: "Any", source: "Source") -> "Iterator[bytes]":
-    from ..machine import threads
-
-    failure: List[Failure] = []
-
-    def feed() -> None:
-        try:
-            with process.stdin as stdin:
-                while True:
-                    data = source.read(_INPUT)
-                    if not data:
-                        break
-                    stdin.write(data)
-                    stdin.flush()  # so that a program which has gone is noticed
-        except Failure as error:
-            failure.append(error)
-            process.kill()
-        except OSError:
-            pass  # It no longer reads: its status, or whoever closed us, says why.
-
-    # A daemon: a source that is a pipe may keep it waiting after the program has failed.
-    threads.start(feed)
-    try:
-        while True:
-            chunk = process.stdout.read(_OUTPUT)
-            if not chunk:
-                break
-            yield chunk
-        complaint = process.stderr.read().decode("utf-8", "replace").strip()
-        status = process.wait()
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
-    if failure:
-        raise failure[0]
-    if status:
-        raise _failed(source, complaint.splitlines()[-1] if complaint else "zstd failed")
+def _by_program(program: "Program", source: "Source") -> "Iterator[bytes]":
+    yield from program.output(source)
+    if program.status:
+        complaint = program.complaints.decode("utf-8", "replace").strip()
+        raise _failed(source, complaint or "zstd failed")
 
 
 def _failed(source: "Source", complaint: str) -> Failure:
@@ -213,10 +177,25 @@ def _failed(source: "Source", complaint: str) -> Failure:
             "{} needs a window that is more than this machine's memory ({}); "
             "raise the limit, or pack as tar.gz".format(source.name, complaint)
         )
+    if "too much memory" in complaint:
+        return ArchiveError(too_large("zstd", _window(source.head)))
     return ArchiveError(
         "the archive {} is damaged: its zstd stream cannot be decoded ({}); "
-        "copy it anew or pack it again".format(source.name, complaint)
+        "copy it anew or pack it again".format(source.name, complaint.splitlines()[-1])
     )
+
+
+def _window(head: bytes) -> int:
+    """The window that the first frame asks for (RFC 8878, 3.1.1.1); 0 if it does not tell."""
+    if len(head) < 14 or head[:4] != b"\x28\xb5\x2f\xfd":
+        return 0
+    flags = head[4]
+    if not flags & 0x20:
+        base = 1 << (head[5] >> 3) + 10
+        return base + base // 8 * (head[5] & 7)
+    # A single segment: the window is the content, whose size follows the dictionary's number.
+    at, size = 5 + (0, 1, 2, 4)[flags & 3], 1 << (flags >> 6)
+    return int.from_bytes(head[at : at + size], "little")
 
 
 def _truncated(source: "Source") -> ArchiveError:

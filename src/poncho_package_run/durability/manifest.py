@@ -56,6 +56,7 @@ class Manifest:
     """
 
     def __init__(self, directory: bytes) -> None:
+        directory = os.readlink(b"/proc/self/fd/%d" % directory)
         self._directory = directory
         self._records: deque = deque()  # of bytes; other threads append to it
         self._path = directory + b"/" + NAME
@@ -119,7 +120,6 @@ class Manifest:
         """
         if len(self._records) >= _WAITING:
             self._write()
-        path = path[len(self._directory) + 1 :]
         path = self._links.get(path, path)
         size = os.fstat(handle).st_size
         if pieces is None:

@@ -17,7 +17,7 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEPTH = 64
 
 
-def empty(directory: int, keep: bytes = b"\0", threads: int = 1) -> bool:
+def empty(directory: int, keep_last: bytes = b"\0", threads: int = 1) -> bool:
     """Remove what is in a directory.
 
     What vanishes meanwhile is as good as removed; what cannot be removed (a ``.nfs*`` file that
@@ -31,7 +31,13 @@ def empty(directory: int, keep: bytes = b"\0", threads: int = 1) -> bool:
     Returns:
         Whether all is gone.
     """
-    return _Removal(directory, keep).run(threads)
+    gone = _Removal(directory, keep_last).run(threads)
+    if gone and keep_last != b"\0":
+        try:
+            os.unlink(keep_last, dir_fd=directory)
+        except FileNotFoundError:
+            pass
+    return gone
 
 
 class _Directory:
