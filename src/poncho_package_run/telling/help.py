@@ -22,8 +22,9 @@ options:
       --version             show the version
   -h, --help                show this help
 
-The first word that is not an option, or --, ends the options. A -d that another option or nothing
-follows means --debug (later CCTools releases). Without a command the environment is prepared.
+The first word that is not an option, or --, ends the options. Without a command, or with -n
+(--no-command), the environment is prepared. As in later CCTools releases, a -d that another option
+or nothing follows means --debug; -k (--keep-alive) and -r (--remove-locking) change nothing here.
 
 variables:
   TMPDIR                      where temporary directories are made (default /tmp)
