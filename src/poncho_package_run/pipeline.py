@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
-    from .cli import Options
+    from . import Options
     from .place.private import PrivateDirectory
 
 
@@ -36,7 +36,7 @@ def run(options: "Options") -> int:
     else:
         return run_in_temporary(options)
     if options.command:
-        execute(*activated(prefix, options.command))
+        execute(*activated(prefix, options.command, options.debug))
     return 0
 
 
@@ -82,7 +82,8 @@ def run_in_temporary(options: "Options") -> int:
         prefix = fill(private, options.environment, None, report)
         if not options.command:
             return 0
-        return supervise(*activated(prefix, options.command), private.descriptor)
+        command = activated(prefix, options.command, options.debug)
+        return supervise(*command, private.descriptor, private.touch)
 
 
 def fill(
@@ -97,38 +98,34 @@ def fill(
         The environment's final prefix.
     """
     from .archive.archive import Archive
+    from .telling.refusal import check_prefix
 
+    final = directory or private.content_path
+    check_prefix(final)
     with report.phase("sweep"):
         private.sweep()
     with Archive(path) as archive:
         from .durability.manifest import Manifest  # while other threads decode already
+        from .place.fresh import relocate_fresh
         from .place.marker import facts, join, put
-        from .place.prefix import find_prefix
-        from .relocation.relocate import relocate
         from .tree.unpack import Tree
 
-        manifest = None if directory is None else Manifest(private.content)
-        with Tree(private.content, private.content_path, OURS, manifest) as tree:
+        content, source = private.content, archive.source
+        manifest = None if directory is None else Manifest(content, private.content_path)
+        with Tree(content, private.content_path, manifest) as tree:
             with report.phase("unpack"):
                 if archive.kind == "squashfs":
                     archive.extract(private.content_path, OURS)
                     if manifest is not None:
                         manifest.survey()
                 else:
-                    tree.unpack(archive.members(report.progress), archive.writers)
-            root = find_prefix(private.content)
-            if root is None:
-                from .telling.errors import ArchiveError
-                raise ArchiveError("no environment in it")
-            prefix = join(directory or private.content_path, root)
+                    members = archive.members(report.progress, lambda: tree.holds_environment)
+                    tree.unpack(members, archive.writers)
             with report.phase("relocate"):
-                report.records = relocate(
-                    private.content, prefix, None, manifest and manifest.rewritten, tree.overlap
-                )
+                root = relocate_fresh(content, tree, final, source.name, manifest, report)
             tree.set_attributes()
             report.files, report.bytes = tree.files, tree.bytes
         if manifest is not None:
-            source = archive.source
             known = manifest.finish()
-            put(private.content, facts(directory, root, path, source.size, source.mtime_ns, known))
-    return prefix
+            put(content, facts(final, root, path, source.size, source.mtime_ns, known))
+    return join(final, root)

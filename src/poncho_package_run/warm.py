@@ -11,7 +11,7 @@ from .place.completion import locate, ready_prefix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .cli import Options
+    from . import Options
 
 
 def run(options: "Options") -> bool:

@@ -18,7 +18,6 @@ import stat
 
 from .. import OURS
 from ..machine import process
-from ..machine.processors import usable
 from ..machine.signals import check
 from ..telling.failures import kind_of, located
 from ..tree.removal import empty
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
 OWNER = OURS + b"owner"
 CONTENT = b"env"
 
-# Names begin like this, and a dot before it where they are in the way of somebody's "ls".
-_NAME = b"poncho_package_run-"
+# Names begin like this, with a dot where they are in the way of somebody's "ls".
+_SHOWN = b"poncho_package_run-"
+HIDDEN = b"." + _SHOWN
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -207,7 +207,7 @@ def lease(descriptor: int, kind: int) -> "Optional[bool]":
 
 
 def _name(hidden: bool) -> bytes:
-    return (b"." if hidden else b"") + _NAME + b"%d-" % os.geteuid()
+    return (HIDDEN if hidden else _SHOWN) + b"%d-" % os.geteuid()
 
 
 def _set_aside(directory: int) -> None:
@@ -220,14 +220,9 @@ def _set_aside(directory: int) -> None:
 
 
 def _remove(path: bytes, descriptor: int) -> None:
-    for threads in (min(usable(), 4), 1):
-        # What fails once may do the second time; what does not is for the next run's sweep.
-        if descriptor >= 0 and not empty(descriptor, keep_last=OWNER, threads=threads):
-            continue
-        try:
-            os.rmdir(path)
-            return
-        except FileNotFoundError:
-            return
-        except OSError:
-            pass  # something in it is still in use
+    if descriptor >= 0:
+        empty(descriptor, keep_last=OWNER)
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # what could not be removed, or is in use, is for the next run's sweep

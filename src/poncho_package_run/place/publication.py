@@ -20,7 +20,7 @@ from .. import MARKER, OURS
 from ..telling.errors import CannotCreate
 from ..telling.failures import failure, located
 from ..tree.removal import empty
-from .private import PrivateDirectory
+from .private import HIDDEN, PrivateDirectory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _INTERNAL_FLAGS = 0x80000 | 0x1000 | 0x10000000
 def entries(directory: bytes) -> "list":
     """The names in a directory, less those of this tool's work in progress. Raises OSError."""
     names = map(os.fsencode, os.listdir(directory))
-    return [name for name in names if name == MARKER or not name.startswith(OURS[:-1])]
+    return [name for name in names if name != PUBLISHING and not name.startswith(HIDDEN)]
 
 
 def can_be_replaced(directory: bytes) -> bool:

@@ -45,6 +45,18 @@ _PIECES = 1 << 20
 _ZEROS = bytes(4096)
 
 
+class TooLong(Exception):
+    """The prefix is longer than what a placeholder has room for in a string.
+
+    Attributes:
+        room (int): for how many bytes there is.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__(room)
+        self.room = room
+
+
 def edits_of(
     placeholder: bytes, binary: bool, prefix: bytes, previous: "Optional[bytes]"
 ) -> "List[Edit]":
@@ -66,6 +78,9 @@ def replaced(data: bytes, edits: "Edits", prefix: bytes) -> "Optional[bytes]":
         data: the content.
         edits: what to replace, one after the other.
         prefix: by what.
+
+    Raises:
+        TooLong: see there.
     """
     for edit in edits:
         if edit[0] in data:
@@ -87,28 +102,50 @@ def changes(content: "Union[bytes, Contents]", edit: "Edit", prefix: bytes) -> "
 
     Whoever asks for the next may have carried out this one in the content itself, as long as
     the prefix is no longer than what it replaces.
+
+    Raises:
+        TooLong: see there.
     """
-    sought, binary, room = edit
+    sought, binary, _ = edit
     if not binary:
         for found in _occurrences(content, sought, prefix):
             yield found, len(sought), prefix
         return
-    end = 0
-    while True:
-        begin = next(_occurrences(content, sought, prefix, end), -1)
-        end = content.find(b"\0", begin + len(sought)) if begin >= 0 else -1
+    begin = end = count = 0
+    for found in _occurrences(content, sought, prefix):
+        if found < end:
+            count += 1  # another one in the same string
+            continue
+        yield from _filled_up(content, edit, prefix, begin, end, count)
+        begin, count = found, 1
+        end = content.find(b"\0", found + len(sought))
         if end < 0:
             return
-        count = sum(1 for _ in _occurrences(content, sought, prefix, begin, end))
-        padding = count * (room - len(sought))
-        if padding and not _is_zero(content, end, end + padding + 1):
-            continue  # not a string that was relocated before
-        for found in _occurrences(content, sought, prefix, begin, end):
-            yield found, len(sought), prefix
-        yield end, padding, b""
-        end += padding
-        for zeros in _zeros(count * (room - len(prefix))):
-            yield end, 0, zeros
+    yield from _filled_up(content, edit, prefix, begin, end, count)
+
+
+def _filled_up(
+    content: "Union[bytes, Contents]",
+    edit: "Edit",
+    prefix: bytes,
+    begin: int,
+    end: int,
+    count: int,
+) -> "Iterator[Change]":
+    """The changes of one string with ``count`` placeholders."""
+    sought, _, room = edit
+    padding = count * (room - len(sought))
+    if not count or padding and not _is_zero(content, end, end + padding + 1):
+        return  # not a string that was relocated before
+    if room < len(prefix):
+        raise TooLong(room)
+    places = [begin] if count == 1 else _occurrences(content, sought, prefix, begin, end)
+    for found in places:
+        yield found, len(sought), prefix
+    fill = count * (room - len(prefix))
+    yield end, padding, _ZEROS[:fill]
+    for zeros in _zeros(fill - len(_ZEROS)):
+        yield end + padding, 0, zeros
 
 
 def holds(content: "Union[bytes, Contents]", edits: "Edits", prefix: bytes) -> bool:
@@ -165,17 +202,20 @@ class Contents:
         self._look = look
         self._at = 0
         self._data = b""
+        self._last = False  # whether the window is at the end
 
     def find(self, sought: bytes, start: int, stop: int = sys.maxsize) -> int:
         while True:
             if not self._at <= start <= self._at + len(self._data) - len(sought):
-                self._at, self._data = start, self._read(start, WINDOW + len(sought))
+                size = WINDOW + len(sought)
+                self._at, self._data = start, self._read(start, size)
+                self._last = len(self._data) < size
             found = self._data.find(sought, start - self._at, max(0, stop - self._at))
             if found >= 0:
                 return self._at + found
             # Behind the last place where it would have been seen.
             start = self._at + len(self._data) - len(sought) + 1
-            if len(self._data) < len(sought) or start > stop - len(sought):
+            if self._last or start > stop - len(sought):
                 return -1
 
     def copied(self, start: int, stop: int) -> "Iterator[bytes]":
@@ -219,6 +259,7 @@ def edit_file(
 
     Raises:
         OSError: what the system said.
+        TooLong: see there; a part of the file may have been written.
     """
     pieces: Optional[List[Piece]] = []
     for edit in edits:

@@ -15,7 +15,7 @@ from ..machine.signals import check
 from ..telling.errors import CannotCreate, RelocationError
 from ..telling.messages import printable
 from ..tree.directories import Directories
-from .edits import Contents, holds, write
+from .edits import Contents, TooLong, holds, write
 from .relocate import NEW, Editor, batches, fail, is_program, open_record, signing_is_needed
 
 TYPE_CHECKING = False
@@ -109,7 +109,7 @@ class _Replacement:
                 output = os.open(_name(number), os.O_RDWR | _SAFELY, dir_fd=self._scratch)
                 try:
                     size = os.fstat(output).st_size
-                    changed, new = self._editor.changed(path, output, size, edits, check)
+                    changed, new = self._editor.changed(output, size, edits, check)
                     if changed:
                         self._editor.edit(output, size, edits, new, check)
                         self._compare(path, output, edits)
@@ -117,7 +117,7 @@ class _Replacement:
                 finally:
                     os.close(output)
                 return
-            changed, new = self._editor.changed(path, handle, status.st_size, edits, check)
+            changed, new = self._editor.changed(handle, status.st_size, edits, check)
             if not changed:
                 return
             number = self._count
@@ -138,9 +138,8 @@ class _Replacement:
             self._paths += path + b"\0"
             if status.st_nlink > 1:
                 self._linked[inode] = number, path
-        except OSError as error:
-            error.filename = path
-            raise
+        except (OSError, TooLong) as error:
+            raise self._editor.named(error, path)
         finally:
             os.close(handle)
 

@@ -16,12 +16,22 @@ from ..telling.errors import ArchiveError, RelocationError
 from ..telling.failures import failure
 from ..telling.messages import printable
 from ..tree.directories import Directories
-from .edits import WINDOW, Contents, edit_file, edits_of, holds, replaced, splice, write
+from .edits import (
+    WINDOW,
+    Contents,
+    TooLong,
+    edit_file,
+    edits_of,
+    holds,
+    replaced,
+    splice,
+    write,
+)
 from .records import SCRIPT, malformed, records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterable, Iterator, List, NoReturn, Optional, Tuple
+    from typing import Callable, Dict, Iterable, Iterator, List, NoReturn, Optional, Tuple, Union
 
     from .edits import Edit, Edits, Piece
 
@@ -38,6 +48,9 @@ _BYTES = 4 << 20
 
 # Files that a thread takes at a time: neighbours, mostly of one directory.
 _TOGETHER = 16
+
+# From a program of more than this only the strings that change are written.
+_SMALL = 1 << 14
 
 # Directories that it keeps open (see directories._LIMIT).
 _OPEN_IN_THREAD = 8
@@ -143,32 +156,25 @@ class Editor:
         self._previous = previous
 
     def changed(
-        self, path: bytes, handle: int, size: int, edits: "Edits", look: "Look"
+        self, handle: int, size: int, edits: "Edits", look: "Look", certain: bool = True
     ) -> "Tuple[bool, Optional[bytes]]":
         """Whether there is anything to change in an open file, and its new content.
 
-        That is None for a large one, which is to be edited in parts.
+        That is None for a large one, which is to be edited in parts; unless it is to be certain,
+        that is not searched beforehand.
 
         Raises:
-            RelocationError: the path is too long for a binary placeholder.
+            TooLong: see there.
             OSError: what the system said.
         """
-        for edit in edits:
-            short = edit[1] and edit[2] < len(self._prefix)
-            if short and holds(Contents(handle, look), [edit], self._prefix):
-                raise RelocationError(
-                    "cannot relocate to {}: the path has {} bytes, and {} has room for {}; "
-                    "choose a shorter directory".format(
-                        os.fsdecode(self._prefix), len(self._prefix), printable(path), edit[2]
-                    )
-                )
-        if size <= WINDOW:
+        if size <= _SMALL or size <= WINDOW and not all(binary for _, binary, _ in edits):
             data = _read(handle, size)
             new = replaced(data, edits, self._prefix)
             if new is not None:
-                new = self._startable(new)
+                if new[:2] == b"#!":
+                    new = self._startable(new)
                 return new != data, new
-        if holds(Contents(handle, look), edits, self._prefix):
+        if not certain or holds(Contents(handle, look), edits, self._prefix):
             return True, None
         head = os.pread(handle, WINDOW, 0)
         return self._startable(head) != head, None
@@ -179,6 +185,7 @@ class Editor:
         """Give an open file its new content; for the result see ``edit_file``.
 
         Raises:
+            TooLong: see there.
             OSError: what the system said.
         """
         if new is not None:
@@ -192,6 +199,18 @@ class Editor:
             splice(handle, lambda _: [(0, len(head), begun)], self._spare, look)
             return None
         return pieces
+
+    def named(self, error: "Union[OSError, TooLong]", path: bytes) -> Exception:
+        """An error that was met in a file, with its path in it."""
+        if isinstance(error, OSError):
+            error.filename = path
+            return error
+        return RelocationError(
+            "cannot relocate to {}: the path has {} bytes, and {} has room for {}; "
+            "choose a shorter directory".format(
+                os.fsdecode(self._prefix), len(self._prefix), printable(path), error.room
+            )
+        )
 
     def _startable(self, data: bytes) -> bytes:
         if data[:2] != b"#!":
@@ -300,21 +319,23 @@ class _Relocation:
                 if linked is not None and status.st_nlink > 1:
                     linked.append((path, edits))
                     continue
-                changed, new = self._editor.changed(path, handle, status.st_size, edits, look)
+                size = status.st_size
+                changed, new = self._editor.changed(handle, size, edits, look, not writable)
                 if not changed:
                     continue
                 if writable:
-                    pieces = self._editor.edit(handle, status.st_size, edits, new, look)
+                    pieces = self._editor.edit(handle, size, edits, new, look)
+                    if pieces == []:
+                        continue
                 else:
                     with _Writable(path, handle, status, directories) as output:
-                        pieces = self._editor.edit(output, status.st_size, edits, new, look)
+                        pieces = self._editor.edit(output, size, edits, new, look)
                 if self._signs and is_program(handle):
                     self._programs.append(path)
                 elif self._rewritten is not None:
                     self._tell(path, handle, pieces, look)
-            except OSError as error:
-                error.filename = path
-                raise
+            except (OSError, TooLong) as error:
+                raise self._editor.named(error, path)
             finally:
                 os.close(handle)
 

@@ -4,4 +4,4 @@ In: members, and an open directory.  Out: files.  Promised: nothing outside that
 changed, linked to or read, whatever the members are called, and nothing is written through a link.
 """
 
-__all__ = ["directories", "removal", "unpack"]
+__all__ = ["directories", "names", "removal", "unpack"]
