@@ -91,7 +91,7 @@ def test_a_start_that_waits_imports_hardly_more(importing, start, kept, tmp_path
     more = imported(waiter) - warm
     os.close(holder)
     names = ["machine", "machine.signals", "pipeline", "place.lock"]
-    names += ["telling", "telling.messages", "telling.report"]
+    names += ["telling", "telling.errors", "telling.messages", "telling.report"]
     ours = {"poncho_package_run." + name for name in names}
     assert more == {"fcntl", *ours}
 
