@@ -1,6 +1,8 @@
 """Tar archives that claim much, or hold much of nothing: memory stays bounded all the same."""
 
+import bz2
 import gzip
+import itertools
 import lzma
 import os
 import signal
@@ -13,7 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from support import tracing
+from support import tracing, zips
+from support.messages import refused
 from support.streams import in_blocks, members
 from support.tars import (
     END,
@@ -74,6 +77,15 @@ def global_keys() -> Iterator[bytes]:
     yield member(b"f", b"x") + END
 
 
+def global_sparse_keys() -> Iterator[bytes]:
+    """The keywords of sparse files, in global headers, and no member that they could be about."""
+    yield HISTORY
+    for first in range(0, 1_200_000, 20_000):
+        numbers = range(first, first + 20_000)
+        yield pax(b"".join(pax_record(b"GNU.sparse.%d" % n, b"x") for n in numbers), type=b"g")
+    yield END
+
+
 def long_links() -> Iterator[bytes]:
     """15,000 symlinks with targets of 4,000 bytes: 60 MB of targets."""
     yield HISTORY
@@ -111,6 +123,7 @@ CASES = {
         0, once(longname(b"n" * 4000) * 10_000, longname(b"f"), member(b"f"))
     ),
     "global-pax-keywords": Case(0, global_keys),
+    "global-keywords-of-sparse-files": Case(0, global_sparse_keys),
     "file-of-8-GiB-cut-after-200-MiB": Case(
         65, lambda: (HISTORY, header(b"big", size=8 << 30), *zeros(200))
     ),
@@ -211,6 +224,72 @@ def test_memory_does_not_grow_with_the_processors(tmp_path, run, pack):
     measure = [sys.executable, "-I", "-S", "-c", _MEASURE, *eight]
     result = run("-e", archive, "true", wrapper=measure, check=True)
     assert 20 * MIB < int(result.stdout) * 1024 <= PEAK
+
+
+def small_tar() -> bytes:
+    return HISTORY + member(b"f", b"x") + END
+
+
+def xz(data: bytes, dictionary: int) -> bytes:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": dictionary}]
+    return lzma.compress(data, filters=filters)
+
+
+def zipped(count: int, step: int = 1, **fields: Any) -> bytes:
+    """So many members; with ``step`` -1 the directory names the last one first."""
+    entries = [zips.Entry(b"conda-meta/history")]
+    entries += [zips.Entry(b"f%d" % number, **fields) for number in range(count)]
+    bodies = [zips.local(entry) for entry in entries]
+    offsets = list(itertools.accumulate(map(len, bodies), initial=0))
+    directory = b"".join([zips.central(*each) for each in list(zip(entries, offsets))[::step]])
+    at = offsets[-1] + len(directory)
+    end64 = zips.end64(len(entries), len(directory), offsets[-1], at)
+    saturated = 0xFFFF if count > 0xFFFF else len(entries)
+    end = zips.end(saturated, len(directory), offsets[-1])
+    return b"".join([*bodies, directory, end64, end])
+
+
+STREAMS: dict[str, tuple[int, str, Callable[[], bytes]]] = {
+    "983040-empty-xz-streams": (
+        0, "", lambda: lzma.compress(small_tar()) + lzma.compress(b"") * 983_040),
+    "empty-gzip-members": (
+        0, "", lambda: gzip.compress(small_tar()) + gzip.compress(b"") * 200_000),
+    "empty-bzip2-streams": (
+        0, "", lambda: bz2.compress(small_tar()) + bz2.compress(b"") * 200_000),
+    "xz-dictionary-of-1-GiB": (
+        65, "1024 MiB, and at most 128 MiB", lambda: xz(small_tar(), 1 << 30)),
+    "xz-dictionary-of-1-GiB-in-a-later-stream": (
+        65, "more than 128 MiB", lambda: xz(small_tar(), 1 << 20) + xz(bytes(9), 1 << 30)),
+    "xz-dictionary-of-1-GiB-in-a-later-piece": (
+        65, "more than 128 MiB",
+        lambda: xz(small_tar() + os.urandom(400_000), 1 << 20) + xz(os.urandom(400_000), 1 << 30)),
+    "lzma-dictionary-of-1-GiB": (
+        65, "1024 MiB", lambda: b"\x5d" + (1 << 30).to_bytes(4, "little") + bytes(600)),
+    "zstd-window-of-1-GiB": (
+        65, "1024 MiB, and at most 128 MiB",
+        lambda: b"\x28\xb5\x2f\xfd\0" + bytes([20 << 3, 3 << 3 | 1, 0, 0]) + b"tar"),
+    "zip-of-large-extra-fields": (
+        0, "", lambda: zipped(300, extra=zips.extra(0x7777, bytes(65_000)))),
+    "zip-of-large-comments": (0, "", lambda: zipped(300, comment=bytes(65_000))),
+    "zip-of-many-extra-fields": (
+        0, "", lambda: zipped(100, extra=b"".join(zips.extra(n, b"") for n in range(2, 16_000)))),
+    "zip-of-50000-members-backwards": (0, "", lambda: zipped(50_000, -1)),
+    "zip-in-no-order": (65, "members in no order", lambda: zipped(300_000, -1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_resource_claims_of_streams(name: str, tmp_path: Path, run: Callable[..., Any]) -> None:
+    status, text, build = STREAMS[name]
+    archive = tmp_path / "archive"
+    archive.write_bytes(build())
+    measure = [sys.executable, "-I", "-S", "-c", _MEASURE]
+    result = run("-e", archive, "true", wrapper=measure, timeout=HUNG)
+    peak, result.stdout = int(result.stdout) * 1024, b""
+    assert result.returncode == status, result.stderr
+    if status:
+        assert text in refused(result, status)
+    assert peak <= PEAK
 
 
 @pytest.mark.parametrize("name", CASES)
