@@ -108,8 +108,7 @@ def changes(content: "Union[bytes, Contents]", edit: "Edit", prefix: bytes) -> "
     """
     sought, binary, _ = edit
     if not binary:
-        for found in _occurrences(content, sought, prefix):
-            yield found, len(sought), prefix
+        yield from _replaced_text(content, sought, prefix)
         return
     begin = end = count = 0
     for found in _occurrences(content, sought, prefix):
@@ -122,6 +121,25 @@ def changes(content: "Union[bytes, Contents]", edit: "Edit", prefix: bytes) -> "
         if end < 0:
             return
     yield from _filled_up(content, edit, prefix, begin, end, count)
+
+
+def _replaced_text(
+    content: "Union[bytes, Contents]", sought: bytes, prefix: bytes
+) -> "Iterator[Change]":
+    """The changes of a text: many at a time, as many as may be in memory."""
+    length = max(len(sought), min(WINDOW, _WHOLE * len(sought) // len(prefix)))
+    found = next(_occurrences(content, sought, prefix), -1)
+    while found >= 0:
+        part = content[found : found + length]
+        if sought in prefix:
+            # Up to the next prefix, which may begin where it is not to be seen any more.
+            whole = part.find(prefix)
+            end = whole + len(sought) - 1 if whole >= 0 else len(part) - len(prefix)
+            part = part[: max(len(sought), end)]
+        pieces = part.split(sought)
+        size = len(part) - len(pieces.pop())
+        yield found, size, prefix.join([*pieces, b""])
+        found = next(_occurrences(content, sought, prefix, found + size), -1)
 
 
 def _filled_up(
@@ -204,7 +222,11 @@ class Contents:
         self._data = b""
         self._last = False  # whether the window is at the end
 
-    def find(self, sought: bytes, start: int, stop: int = sys.maxsize) -> int:
+    def __getitem__(self, where: slice) -> bytes:
+        """What of it is in the window, from what was found last."""
+        return self._data[where.start - self._at : where.stop - self._at]
+
+    def find(self, sought: bytes, start: int = 0, stop: int = sys.maxsize) -> int:
         while True:
             if not self._at <= start <= self._at + len(self._data) - len(sought):
                 size = WINDOW + len(sought)
