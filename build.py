@@ -73,7 +73,7 @@ class Loader:
         exec(source, module.__dict__)
 sys.meta_path.insert(0, Loader())
 from poncho_package_run.cli import main
-main(ignored)
+{reap}main(ignored)
 """
 
 # Modules must come from the interpreter's own library, not from PYTHONPATH, where a task may
@@ -114,20 +114,28 @@ if holder != "-":
         os.environb.update(given)
     os.close(int(number))"""
 
+# By then it has ended.  (It is no child of ours where another has made it.)
+REAP = """\
+try:
+    holder == "-" or os.waitpid(int(holder), 0)
+except OSError:
+    pass
+"""
+
 # The shell script that the tool is when run directly.  -I keeps PYTHON* variables, the working
 # directory and the user's packages out, -S spares the search for others (4 ms).
 #
 # The holder is a child of the shell that only waits, and as a copy of the shell has the environment
 # that the shell was started with (Linux shows it in /proc; after its exec the shell has another).
-# It costs 0.3 ms, where the shell's looking for what it would lose costs 2 (dash reads /proc byte
-# by byte), and a program to carry it over 1.  What it waits for is the pipe of the command
-# substitution that has made it: nobody writes to that, and once the last descriptor that could is
-# closed, by the interpreter or because that has ended, however it did, "read" returns.  As a
-# grandchild it is nobody's to reap; only builtins are used, because dash forgets which signals
-# its caller blocks when it starts a program.  Until the shell has opened the pipe for writing
-# "read" would return at once, so the holder watches it do that; the count is for a shell that waits
-# for background processes (ksh93).  The descriptor is one that the caller has not open, and taken
-# before the shell makes the pipe, which might else get it.
+# It costs 0.4 ms, where the shell's looking for what it would lose costs 2 (dash reads /proc byte
+# by byte), and a program to carry it over 1.  It waits at the end of a pipe to which nobody writes;
+# once the last descriptor that could is closed, by the interpreter or because that has ended,
+# however it did, "read" returns.  Most shells make a pipe of a here-document.  In others it is that
+# of a command substitution: there "read" would return at once until the shell has opened the pipe
+# for writing, so the holder watches it do that; the count is for a shell that waits for background
+# processes (ksh93).  Only builtins are used, because dash forgets which signals its caller blocks
+# when it starts a program, and only descriptors that the caller has not open (3 to 9 are those that
+# every shell can name), taken before a shell makes a pipe, which might else get them.
 #
 # Without /proc the shell tells what it can: which signals cannot be trapped were ignored.
 HEADER = """\
@@ -137,32 +145,47 @@ set +eu
 _ppr_entry='{entry}'
 _ppr_holder=
 _ppr_notes='- 0'
-for _ppr_fd in 9 8 7 6 5 4 3; do
-    [ -e "/proc/$$/fd/$_ppr_fd" ] || break
-done
-if [ -e /proc/$$/exe ] && [ ! -e "/proc/$$/fd/$_ppr_fd" ]; then
-    eval "exec $_ppr_fd</dev/null"
+_ppr_in=
+_ppr_out=
+if [ -e /proc/$$/exe ]; then
+    for _ppr_fd in 3 4 5 6 7 8 9; do
+        [ -e "/proc/$$/fd/$_ppr_fd" ] || {{ _ppr_in=$_ppr_out _ppr_out=$_ppr_fd; }}
+    done
+fi
+if [ "$_ppr_in" ]; then
+    {{ eval "command exec $_ppr_in<<E
+x
+E"; }} 2>/dev/null
+    if [ -p "/proc/$$/fd/$_ppr_in" ]; then
+        eval "exec $_ppr_out>/proc/$$/fd/$_ppr_in
+        {{ exec $_ppr_out>&-; read -r _ppr_in; read -r _ppr_in; }} <&$_ppr_in $_ppr_in<&- 2>&- &"
+        _ppr_holder=$!
+    fi
+    eval "exec $_ppr_in<&-"
+fi
+if [ "$_ppr_out" ] && [ ! "$_ppr_holder" ]; then
+    eval "exec $_ppr_out</dev/null"
     _ppr_holder=$(
         {{
             exec </proc/self/fd/1 >&-
             _ppr_count=0
             while [ /proc/$$/exe -ef /proc/self/exe ] && [ "$_ppr_count" -lt 99999 ] &&
-                ! [ "/proc/$$/fd/$_ppr_fd" -ef /proc/self/fd/0 ]; do
+                ! [ "/proc/$$/fd/$_ppr_out" -ef /proc/self/fd/0 ]; do
                 _ppr_count=$((_ppr_count + 1))
             done
             read -r _ppr_count
         }} 2>/dev/null &
         echo $!
     )
-    {{ eval "command exec $_ppr_fd>/proc/$_ppr_holder/fd/0"; }} 2>/dev/null || {{
+    {{ eval "command exec $_ppr_out>/proc/$_ppr_holder/fd/0"; }} 2>/dev/null || {{
         _ppr_holder=
-        eval "exec $_ppr_fd>&-"
+        eval "exec $_ppr_out>&-"
     }}
 fi
 _ppr_keep=
 if [ "$_ppr_holder" ]; then
-    _ppr_notes="$_ppr_holder $_ppr_fd"
-    _ppr_keep="$_ppr_fd>&$_ppr_fd" # in some shells a program inherits only what is named with it
+    _ppr_notes="$_ppr_holder $_ppr_out"
+    _ppr_keep="$_ppr_out>&$_ppr_out" # in some shells a program inherits only what is named with it
 else
     for _ppr_signal in PIPE:4096 XFSZ:16777216; do
         _ppr_caught=
@@ -222,11 +245,11 @@ def entered_straight(bundle: Path) -> bytes:
         for line in (ROOT / "src" / PACKAGE / "__init__.py").read_text().splitlines()
         if line.startswith("__version__")
     )
-    assert "'" not in ENTRY + IN_HEADER, "the header quotes the entry with apostrophes"
+    assert "'" not in ENTRY + IN_HEADER + REAP, "the header quotes the entry with apostrophes"
     header = HEADER.format(
         version=version,
         versions=" ".join("python3.%d" % minor for minor in range(14, 5, -1)),
-        entry=ENTRY.format(archive=IN_HEADER),
+        entry=ENTRY.format(archive=IN_HEADER, reap=REAP),
     )
     result = io.BytesIO()
     result.write(header.encode())
@@ -236,7 +259,7 @@ def entered_straight(bundle: Path) -> bytes:
             for info in shivs.infolist()
             if not info.filename.startswith("_bootstrap/")
         }
-        entries["__main__.py"] = ENTRY.format(archive=IN_ZIPAPP).encode()
+        entries["__main__.py"] = ENTRY.format(archive=IN_ZIPAPP, reap="").encode()
         for name in sorted(entries):
             info = zipfile.ZipInfo(name, DATE)
             info.create_system = 3  # Unix, whatever builds it

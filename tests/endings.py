@@ -5,7 +5,8 @@
 Archives of every compression that several threads decode, each with a damaged or missing end
 (the run must fail by itself), or whole (SIGTERM comes at a random instant).  All the while
 ``--busy`` processes keep the processors from the tool's threads.  A run that is not over within
-``SECONDS`` fails, as do another status, a second line on stderr, and anything left in TMPDIR.
+``SECONDS``, less the time that its threads were ready and no processor was free, fails, as do
+another status, a second line on stderr, and anything left in TMPDIR.
 """
 
 import argparse
@@ -64,11 +65,10 @@ def archives(folder: Path) -> dict[str, Path]:
 def damaged(whole: Path, rng: random.Random, into: Path) -> Path:
     """The same archive with its tail cut off, or one bit of it changed."""
     data = bytearray(whole.read_bytes())
-    at = len(data) - rng.choice((3, 9, 200, len(data) // 3))
     if rng.random() < 0.5:
-        del data[at:]
-    else:
-        data[at] ^= 1 << rng.randrange(8)
+        del data[-rng.choice((3, 9, 200, len(data) // 3)) :]
+    else:  # where no bit is padding
+        data[-rng.choice((11, 200, len(data) // 3))] ^= 1 << rng.randrange(8)
     into.write_bytes(data)
     return into
 
@@ -106,11 +106,27 @@ def run(
         else:
             line = tool.stderr.readline()
         began = time.monotonic()
-        status = tool.wait()
-        return status, line + tool.stderr.read(), time.monotonic() - began
+        delays = [_delays(tool.pid)]
+        while tool.poll() is None:
+            delays.append({**delays[-1], **_delays(tool.pid)})
+            time.sleep(0.005)
+        took = time.monotonic() - began
+        excused = sum(delays[-1].values()) - sum(delays[0].values())
+        return tool.returncode, line + tool.stderr.read(), max(took - excused, 0)
     finally:
         hung.cancel()
         tool.stderr.close()
+
+
+def _delays(pid: int) -> dict[str, float]:
+    """The seconds for which each thread was ready to run and did not (Linux, sched-stats)."""
+    found = {}
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            found[path.parent.name] = int(path.read_text().split()[1]) / 1e9
+        except (OSError, IndexError):
+            pass  # it has ended
+    return found
 
 
 def endings(runs: int, busy: int, seed: int = 1) -> tuple[list[str], list[float]]:

@@ -1,11 +1,14 @@
 """Tar archives that claim much, or hold much of nothing: memory stays bounded all the same."""
 
+import bz2
 import gzip
+import itertools
 import lzma
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,11 +16,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from support import tracing
+from support import tracing, zips
+from support.messages import refused
 from support.streams import in_blocks, members
 from support.tars import (
     END,
     directory,
+    hardlink,
     header,
     longname,
     member,
@@ -37,10 +42,15 @@ ZEROS = bytes(MIB)
 
 
 class Case(NamedTuple):
-    """``pieces`` make the archive; the tool's status is ``status``, or with EITHER 0 or 65."""
+    """``pieces`` make the archive; the tool's status is ``status``, or with EITHER 0 or 65.
+
+    With ``many`` it is unpacked to a file system in memory, where there is one: a disk would take
+    minutes for that many directories.
+    """
 
     status: int
     pieces: Callable[[], Iterable[bytes]]
+    many: bool = False
 
 
 def once(*pieces: bytes) -> Callable[[], Iterable[bytes]]:
@@ -74,11 +84,29 @@ def global_keys() -> Iterator[bytes]:
     yield member(b"f", b"x") + END
 
 
+def global_sparse_keys() -> Iterator[bytes]:
+    """The keywords of sparse files, in global headers, and no member that they could be about."""
+    yield HISTORY
+    for first in range(0, 1_200_000, 20_000):
+        numbers = range(first, first + 20_000)
+        yield pax(b"".join(pax_record(b"GNU.sparse.%d" % n, b"x") for n in numbers), type=b"g")
+    yield END
+
+
 def long_links() -> Iterator[bytes]:
     """15,000 symlinks with targets of 4,000 bytes: 60 MB of targets."""
     yield HISTORY
     for number in range(15_000):
         yield longname(b"t" * 4000, type=b"K") + symlink(b"l/%d" % number, b"")
+    yield END
+
+
+def spellings() -> Iterator[bytes]:
+    """20,000 members of one name, each spelled another way in 3,900 bytes."""
+    yield HISTORY
+    for number in range(20_000):
+        bits = b"".join(b"./" if number >> bit & 1 else b"/" for bit in range(16))
+        yield longname(b"d/" + b"./" * 1930 + bits + b"f") + member(b"x", b"x")
     yield END
 
 
@@ -111,6 +139,7 @@ CASES = {
         0, once(longname(b"n" * 4000) * 10_000, longname(b"f"), member(b"f"))
     ),
     "global-pax-keywords": Case(0, global_keys),
+    "global-keywords-of-sparse-files": Case(0, global_sparse_keys),
     "file-of-8-GiB-cut-after-200-MiB": Case(
         65, lambda: (HISTORY, header(b"big", size=8 << 30), *zeros(200))
     ),
@@ -125,6 +154,28 @@ CASES = {
         0, lambda: (HISTORY, *(symlink(b"d/s", b"x" * 90) * 1000 for _ in range(100)), END)
     ),
     "20000-directories": Case(0, once(*(directory(b"d/%d" % number) for number in range(20_000)))),
+    "150000-directories-in-one": Case(
+        0, once(*(directory(b"d/%d" % number) for number in range(150_000))), many=True
+    ),
+    "150000-directories-in-many": Case(
+        0,
+        once(
+            *(
+                directory(b"lib/site-packages/package%d/tests/data%d" % (number % 1500, number))
+                for number in range(150_000)
+            )
+        ),
+        many=True,
+    ),
+    "2000-directories-in-each-other": Case(
+        0, once(*(longname(b"d/" * n) + directory(b"d") for n in range(1, 2000))), many=True
+    ),
+    "one-directory-in-20000-spellings": Case(0, spellings, many=True),
+    "100000-hard-links-to-a-symlink": Case(
+        0,
+        once(symlink(b"s", b"t"), *(hardlink(b"l/%d" % n, b"s") for n in range(100_000))),
+        many=True,
+    ),
     "15000-symlinks-with-long-targets": Case(0, long_links),
     "2000-levels": Case(0, once(longname(b"d/" * 2000 + b"f"), member(b"f", b"x"))),
     "2000-levels-then-damage": Case(
@@ -213,14 +264,83 @@ def test_memory_does_not_grow_with_the_processors(tmp_path, run, pack):
     assert 20 * MIB < int(result.stdout) * 1024 <= PEAK
 
 
+def small_tar() -> bytes:
+    return HISTORY + member(b"f", b"x") + END
+
+
+def xz(data: bytes, dictionary: int) -> bytes:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": dictionary}]
+    return lzma.compress(data, filters=filters)
+
+
+def zipped(count: int, step: int = 1, **fields: Any) -> bytes:
+    """So many members; with ``step`` -1 the directory names the last one first."""
+    entries = [zips.Entry(b"conda-meta/history")]
+    entries += [zips.Entry(b"f%d" % number, **fields) for number in range(count)]
+    bodies = [zips.local(entry) for entry in entries]
+    offsets = list(itertools.accumulate(map(len, bodies), initial=0))
+    directory = b"".join([zips.central(*each) for each in list(zip(entries, offsets))[::step]])
+    at = offsets[-1] + len(directory)
+    end64 = zips.end64(len(entries), len(directory), offsets[-1], at)
+    saturated = 0xFFFF if count > 0xFFFF else len(entries)
+    end = zips.end(saturated, len(directory), offsets[-1])
+    return b"".join([*bodies, directory, end64, end])
+
+
+STREAMS: dict[str, tuple[int, str, Callable[[], bytes]]] = {
+    "983040-empty-xz-streams": (
+        0, "", lambda: lzma.compress(small_tar()) + lzma.compress(b"") * 983_040),
+    "empty-gzip-members": (
+        0, "", lambda: gzip.compress(small_tar()) + gzip.compress(b"") * 200_000),
+    "empty-bzip2-streams": (
+        0, "", lambda: bz2.compress(small_tar()) + bz2.compress(b"") * 200_000),
+    "xz-dictionary-of-1-GiB": (
+        65, "1024 MiB, and at most 128 MiB", lambda: xz(small_tar(), 1 << 30)),
+    "xz-dictionary-of-1-GiB-in-a-later-stream": (
+        65, "more than 128 MiB", lambda: xz(small_tar(), 1 << 20) + xz(bytes(9), 1 << 30)),
+    "xz-dictionary-of-1-GiB-in-a-later-piece": (
+        65, "more than 128 MiB",
+        lambda: xz(small_tar() + os.urandom(400_000), 1 << 20) + xz(os.urandom(400_000), 1 << 30)),
+    "lzma-dictionary-of-1-GiB": (
+        65, "1024 MiB", lambda: b"\x5d" + (1 << 30).to_bytes(4, "little") + bytes(600)),
+    "zstd-window-of-1-GiB": (
+        65, "1024 MiB, and at most 128 MiB",
+        lambda: b"\x28\xb5\x2f\xfd\0" + bytes([20 << 3, 3 << 3 | 1, 0, 0]) + b"tar"),
+    "zip-of-large-extra-fields": (
+        0, "", lambda: zipped(300, extra=zips.extra(0x7777, bytes(65_000)))),
+    "zip-of-large-comments": (0, "", lambda: zipped(300, comment=bytes(65_000))),
+    "zip-of-many-extra-fields": (
+        0, "", lambda: zipped(100, extra=b"".join(zips.extra(n, b"") for n in range(2, 16_000)))),
+    "zip-of-50000-members-backwards": (0, "", lambda: zipped(50_000, -1)),
+    "zip-in-no-order": (65, "members in no order", lambda: zipped(300_000, -1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_resource_claims_of_streams(name: str, tmp_path: Path, run: Callable[..., Any]) -> None:
+    status, text, build = STREAMS[name]
+    archive = tmp_path / "archive"
+    archive.write_bytes(build())
+    measure = [sys.executable, "-I", "-S", "-c", _MEASURE]
+    result = run("-e", archive, "true", wrapper=measure, timeout=HUNG)
+    peak, result.stdout = int(result.stdout) * 1024, b""
+    assert result.returncode == status, result.stderr
+    if status:
+        assert text in refused(result, status)
+    assert peak <= PEAK
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_resource_claims(name: str, tmp_path: Path, prepare: Callable[..., dict[str, Any]]) -> None:
     case = CASES[name]
+    memory = Path("/dev/shm")
+    many = case.many and os.access(memory, os.W_OK)
+    tmp = Path(tempfile.mkdtemp(dir=memory)) if many else tmp_path / "tmp"
     archive = tmp_path / "archive.tar.gz"
     with gzip.open(archive, "wb", compresslevel=1) as stream:
         for piece in case.pieces():
             stream.write(piece)
-    arguments = prepare(("-e", archive, "true"), None, None, {"umask": 0o022})
+    arguments = prepare(("-e", archive, "true"), None, {"TMPDIR": tmp}, {"umask": 0o022})
     arguments["args"] = [sys.executable, "-I", "-S", "-c", _MEASURE, *arguments["args"]]
     process = subprocess.Popen(**arguments, start_new_session=True)
     try:
@@ -229,9 +349,9 @@ def test_resource_claims(name: str, tmp_path: Path, prepare: Callable[..., dict[
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-        left = os.listdir(tmp_path / "tmp")
+        left = os.listdir(tmp)
         # What a failure leaves may be too deep for pytest's own way of removing a directory.
-        subprocess.run(["rm", "-rf", tmp_path / "tmp"], check=True)
+        subprocess.run(["rm", "-rf", tmp], check=True)
     expected = (0, 65) if case.status == EITHER else (case.status,)
     assert process.returncode in expected, stderr
     if process.returncode:

@@ -7,12 +7,21 @@ same content.  The streams are such that a guess at their borders goes wrong in 
 import bz2
 import gzip
 import lzma
+import os
 import random
+import struct
 import subprocess
 import zlib
 
 import pytest
 
+from poncho_package_run.archive import bzip2 as our_bzip2
+from poncho_package_run.archive import gzip as our_gzip
+from poncho_package_run.archive import parallel
+from poncho_package_run.archive import xz as our_xz
+from poncho_package_run.archive.parallel import Pool
+from poncho_package_run.archive.source import Source
+from poncho_package_run.telling.errors import ArchiveError
 from support import tars
 from support.commands import need
 from support.messages import refused
@@ -152,3 +161,119 @@ def test_damage_of_what_cannot_be_cut_is_refused(run, tmp_path, variables, strea
     else:
         data += b"rubbish"
     check_refused(run, tmp_path, dict(variables, PONCHO_PACKAGE_RUN_THREADS=threads), data)
+
+
+def test_two_bytes_left_of_a_final_stored_block_are_no_place_to_begin(run, tmp_path, variables):
+    # The marker, and then an end, in the data of the last block: only who counts knows.
+    data = archive(b"x") + noise(9, 900_000) + FLUSH + b"\x03\x00"
+    data = data.replace(FLUSH, b"\0\0\xff\xfe", data.count(FLUSH) - 1)
+    data = data[:3000] + 3 * FLUSH + data[3000:]
+    encoder = zlib.compressobj(0, zlib.DEFLATED, 31)
+    packed = tmp_path / "packed"
+    packed.write_bytes(encoder.compress(data) + encoder.flush())
+    for threads in ("1", "2", "4"):
+        env = dict(variables, PONCHO_PACKAGE_RUN_THREADS=threads)
+        run("-e", packed, "-d", tmp_path / threads, env=env, check=True)
+
+
+class Streams:
+    """Random streams such as compressors write, and some that none would."""
+
+    def __init__(self, seed):
+        self.rng = random.Random(seed)
+
+    def data(self):
+        rng = self.rng
+        pieces = []
+        for _ in range(rng.choice((0, 1, 2, 5))):
+            piece = rng.choice((
+                lambda: rng.randbytes(rng.randrange(3000)),
+                lambda: bytes(rng.randrange(5000)),
+                lambda: rng.randbytes(50) * rng.randrange(200),
+                lambda: FLUSH + b"\3\0",
+                lambda: FLUSH + rng.randbytes(rng.randrange(8)),
+                lambda: b"BZh91AY&SY",
+                lambda: gzip.compress(b"inner" * 9)[10:-8],
+            ))  # fmt: skip
+            pieces.append(piece())
+        return b"".join(pieces)
+
+    def gzip(self):
+        rng = self.rng
+        level, strategy = rng.choice((0, 0, 1, 6, 9)), rng.choice((0, 0, 2, 3, 4))
+        encoder = zlib.compressobj(level, zlib.DEFLATED, -15, rng.choice((1, 8)), strategy)
+        body, plain = b"", b""
+        for _ in range(rng.choice((1, 2, 10))):
+            data = self.data()
+            plain += data
+            body += encoder.compress(data)
+            flush = rng.choice((None, zlib.Z_SYNC_FLUSH, zlib.Z_FULL_FLUSH, zlib.Z_FULL_FLUSH))
+            if flush is not None:
+                body += encoder.flush(flush)
+                if rng.random() < 0.3:
+                    encoder = zlib.compressobj(level, zlib.DEFLATED, -15)
+        body += encoder.flush()
+        head = bytes([0x1F, 0x8B, 8, 0]) + rng.randbytes(6)
+        if rng.random() < 0.2:
+            head = head[:3] + b"\x08" + head[4:] + b"name\0"
+        return head + body + struct.pack("<LL", zlib.crc32(plain), len(plain) % 2**32)
+
+    def bzip2(self):
+        return bz2.compress(self.data(), self.rng.choice((1, 9)))
+
+    def xz(self):
+        filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": self.rng.choice(
+            (4096, 1 << 20, 1 << 23, 12 << 20))}]  # fmt: skip
+        return lzma.compress(self.data(), filters=filters)
+
+    def make(self, kind):
+        """A row of streams, perhaps with zeros or rubbish between, a bit changed, or cut."""
+        rng = self.rng
+        between = (b"", b"", b"", b"", bytes(4), bytes(8), b"\0", bytes(600), b"rubbish")
+        made = b""
+        for _ in range(rng.choice((1, 1, 2, 3, 6, 30))):
+            made += getattr(self, kind)() + rng.choice(between if rng.random() < 0.3 else (b"",))
+        if rng.random() < 0.3:
+            changed = bytearray(made)
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+            made = bytes(changed)
+        if rng.random() < 0.15:
+            made = made[: rng.randrange(1, len(made))]
+        return made
+
+
+DECODERS = {"gzip": our_gzip, "bzip2": our_bzip2, "xz": our_xz}
+
+
+def verdict(kind, path, cores):
+    """The content, or why it is refused."""
+    pool = Pool(cores)
+    source = Source(os.fsencode(path), pool.look)
+    try:
+        return b"".join(DECODERS[kind].decode(source, pool))
+    except ArchiveError as error:
+        return str(error)  # which of several damages is met first may depend on the threads
+    finally:
+        while not pool.close():
+            pass  # a busy machine
+        source.close()
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_any_number_of_threads_judges_alike(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "LOOK", 0.005)
+    monkeypatch.setattr(our_gzip, "_PIECE", 64)
+    monkeypatch.setattr(our_bzip2, "_PIECE", 16)
+    monkeypatch.setattr(our_xz, "_PIECE", 64)
+    path = tmp_path / "stream"
+    whole = 0
+    for seed in range(int(os.environ.get("PONCHO_TEST_STREAMS", "120"))):
+        data = Streams(f"{kind} {seed}").make(kind)
+        path.write_bytes(data)
+        expected = verdict(kind, path, 1)
+        whole += isinstance(expected, bytes)
+        for cores in (2, 3, 4):
+            found = verdict(kind, path, cores)
+            if isinstance(expected, bytes) or isinstance(found, bytes):
+                assert found == expected, f"seed {seed}, {cores} threads"
+    assert whole > 30

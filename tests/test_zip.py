@@ -259,6 +259,56 @@ def test_times(tmp_path, monkeypatch, zone):
         zip._dos_time.cache_clear()
 
 
+def stamp(number, seconds):
+    """An extra field that holds a time of modification: UT, UX, PKWARE's of Unix or of NTFS."""
+    second = struct.pack("<L", seconds % 2**32)
+    data = {
+        TIMESTAMP: b"\1" + second,
+        0x5855: bytes(4) + second,
+        0x000D: bytes(4) + second + bytes(4),
+        0x000A: struct.pack("<LHHQQQ", 0, 1, 24, (seconds + 11644473600) * 10**7, 0, 0),
+    }[number]
+    return zips.extra(number, data)
+
+
+def test_times_in_extra_fields_are_those_that_unzip_takes(run, tmp_path):
+    old, late = 20 << 9 | 3 << 5 | 4, 60 << 9 | 3 << 5 | 4  # 2000 and 2040, as MS-DOS has it
+    ut, ux, unix, ntfs = TIMESTAMP, 0x5855, 0x000D, 0x000A
+    ours, theirs = 1_500_000_000, 1_400_000_000
+    fields = {
+        b"UX": stamp(ux, ours),
+        b"UNIX": stamp(unix, ours),
+        b"NTFS": stamp(ntfs, ours),  # unzip and bsdtar take the date of MS-DOS
+        b"UX and UT": stamp(ux, theirs) + stamp(ut, ours),
+        b"UT and UX": stamp(ut, ours) + stamp(ux, theirs),
+        b"0": stamp(ut, 0),
+    }
+    damaged = {
+        b"cut": stamp(ut, ours)[:6],
+        b"longer than it is": stamp(ut, ours)[:2] + b"\xff" + stamp(ut, ours)[3:],
+    }
+    entries = [Entry(b"conda-meta/history")]
+    for name, extra in fields.items():
+        entries.append(Entry(name, date=old, extra=extra))
+        entries.append(Entry(name + b" in the directory", date=old, extra=extra, local_extra=b""))
+    for name, extra in {**fields, **damaged}.items():
+        entries.append(Entry(name + b" in the header", date=old, local_extra=extra))
+    for number in (ut, ux, unix):
+        entries.append(Entry(b"2040 %d" % number, date=late, extra=stamp(number, 2_240_000_000)))
+        entries.append(Entry(b"1960 %d" % number, date=old, extra=stamp(number, -310_000_000)))
+    archive, kept = tmp_path / "times.zip", tmp_path / "kept"
+    archive.write_bytes(zips.build(entries))
+    reference = tmp_path / "reference"
+    env = {"TZ": "America/New_York"}
+    command = [need("unzip"), "-q", archive, "-d", reference]
+    status = subprocess.run(command, env={**os.environ, **env}).returncode
+    assert status in (0, 1)  # 1: complaints about the field that is longer than it is
+    run("-e", archive, "-d", kept, env=env, check=True)
+    for entry in entries:
+        name = os.fsdecode(entry.name)
+        assert (kept / name).stat().st_mtime == (reference / name).stat().st_mtime, name
+
+
 def test_modes(tmp_path):
     entries = [
         Entry(b"unix", mode=stat.S_IFREG | 0o640),

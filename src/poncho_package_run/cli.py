@@ -35,7 +35,7 @@ def parse(words: list) -> Options:
         CannotCreate: a relative path is of a directory that has been removed.
     """
     options = Options()
-    values = {"wait_for_lock": "300"}
+    values = {}
     debug = os.environ.get("PONCHO_PACKAGE_RUN_DEBUG", "no") not in ("", "0", "no")
     prepare_only = False
     at, count = 0, len(words)
@@ -72,30 +72,24 @@ def parse(words: list) -> Options:
         elif word in _WITHOUT_EFFECT:
             pass
         else:
-            _tell(word)
+            from .telling.help import answer
+
+            answer(word)
     options.command = [] if prepare_only else [os.fsencode(word) for word in words[at:]]
     options.debug = debug
     if "environment" not in values:
         raise _usage("--environment is missing")
     options.environment = os.fsencode(values["environment"])
-    unpack_to = values.get("unpack_to")
-    if unpack_to:
-        options.unpack_to = os.fsencode(unpack_to)
-        try:
-            unpack_to[0] == "/" or os.getcwdb()
-        except OSError as error:
-            from .telling.errors import CannotCreate
+    if "unpack_to" in values:
+        options.unpack_to = os.fsencode(values["unpack_to"])
+        if values["unpack_to"][0] != "/":
+            from .telling.usage import anchored
 
-            why = "cannot use {}: the working directory: {}; give a path that begins with /"
-            raise CannotCreate(why.format(unpack_to, error.strerror))
-    try:
-        options.wait_for_lock = float(values["wait_for_lock"])
-    except ValueError:
-        options.wait_for_lock = -1.0
-    if not 0 <= options.wait_for_lock < float("inf"):
-        raise _usage(
-            "--wait-for-lock takes a number of seconds, not " + ascii(values["wait_for_lock"])
-        )
+            anchored(values["unpack_to"])
+    if "wait_for_lock" in values:
+        from .telling.usage import seconds
+
+        options.wait_for_lock = seconds(values["wait_for_lock"])
     return options
 
 
@@ -120,10 +114,9 @@ def main(ignored: int = 0, start: "Callable[[], int] | None" = None) -> None:
         except Exception:
             # The artifact has been removed or replaced under us, so that nothing can be imported.
             status = 74
-            archive = __file__.partition("/site-packages")[0]
             text = "poncho_package_run: {} was removed or changed while it ran; copy it anew\n"
             try:
-                os.write(2, os.fsencode(text.format(archive)))
+                os.write(2, os.fsencode(text.format(__file__.partition("/site-packages")[0])))
             except OSError:
                 pass
     # No finalisation: it would wait for threads, and obey PYTHONINSPECT.
@@ -148,21 +141,3 @@ def _usage(message: str) -> Exception:
     from .telling.errors import UsageError
 
     return UsageError(message + "; see --help")
-
-
-def _tell(word: str) -> None:
-    """Answer an option that asks for a text, and end; any other is unknown."""
-    from .telling.help import text_for
-
-    text = text_for(word)
-    if text is None:
-        raise _usage("unknown option " + ascii(word)[1:-1])
-    left = text.encode()
-    try:
-        while left:
-            left = left[os.write(1, left) :]
-    except OSError as error:
-        from .telling.errors import InputOutputError
-
-        raise InputOutputError("cannot write to stdout: {}; redirect it".format(error.strerror))
-    raise SystemExit(0)

@@ -8,7 +8,11 @@ from .command.execute import execute
 from .machine.signals import interruptible
 from .place.completion import locate, ready_prefix
 from .place.lock import Lock
+from .telling.errors import CannotCreate
 from .telling.report import Report
+
+# How often one is second, and then finds nothing of the first, before he gives up.
+_ROUNDS = 10
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +55,7 @@ def prepared(path: bytes, archive: "Optional[bytes]", options: "Options") -> byt
             if prefix is not None:
                 return prefix
         with Lock(directory, options.wait_for_lock, make=archive is not None) as lock:
-            while True:
+            for _ in range(_ROUNDS):
                 with report.phase("lock"):
                     prefix = lock.wait(lambda: ready_prefix(directory, archive), report.waiting)
                 if prefix is None:
@@ -62,6 +66,11 @@ def prepared(path: bytes, archive: "Optional[bytes]", options: "Options") -> byt
                     prefix = unpack(archive, directory, report)
                 if prefix is not None:
                     return prefix
+    raise CannotCreate(
+        "{} is emptied and filled again and again by others; choose another directory".format(
+            os.fsdecode(directory)
+        )
+    )
 
 
 def unpack(archive: bytes, directory: bytes, report: "Report") -> "Optional[bytes]":

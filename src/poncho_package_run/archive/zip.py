@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .source import Source
 
     Header = Tuple[Any, ...]
+    Entry = Tuple[Header, bytes, Dict[int, bytes], int, int, int]
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -46,11 +47,19 @@ _UTF8 = 1 << 11
 _SAME_FLAGS = _ENCRYPTED | _PATCHED | _UTF8
 
 _MS_DOS, _UNIX, _MAC_OS = 0, 3, 19
-_ZIP64_FIELD, _TIMESTAMP_FIELD, _UNICODE_PATH_FIELD = 0x0001, 0x5455, 0x7075
+_ZIP64_FIELD, _UNICODE_PATH_FIELD = 0x0001, 0x7075
+# Info-ZIP's extended timestamp and "UX", PKWARE's of Unix; and where the time of modification is.
+_TIME_FIELDS = ((0x5455, 1), (0x5855, 4), (0x000D, 4))
+_YEAR_2038 = 2038 - 1980 << 9  # as a date of MS-DOS
 _SATURATED = 0xFFFFFFFF
 _PATH_MAX = 4096
 
 _LONGEST_ENTRY = _CENTRAL.size + 3 * 0xFFFF
+
+# Members that may lie in another order than the directory's: of each, eight bytes are kept, and
+# forty more while they are sorted.
+_UNORDERED = 1 << 18
+
 # Big enough that a member of the usual size costs one read and one inflate.
 _INPUT, _OUTPUT = 1 << 18, 1 << 20
 
@@ -85,16 +94,11 @@ def members(source: "Source") -> "Iterator[Member]":
         )
     start, end, count, shift = _locate(source)
     bounds = _bounds(source, start, end, count, shift)
-    for header, name, extra in _central(source, start, end):
+    for entry, limit in _limited(_entries(source, start, end, shift), bounds, start):
+        header, name, fields, usize, csize, offset = entry
         _, made_by, _, flags, method, clock, date, crc = header[:8]
-        fields, usize, csize, offset = _numbers(source, header, name, extra, start - shift)
         # A name that is not marked as UTF-8 stays as it is: so do unzip and bsdtar.
-        path, mtime_ns = name, None
-        if fields:
-            path = _unicode_path(fields, name) or name
-            mtime_ns = _timestamp(fields)
-        if mtime_ns is None:
-            mtime_ns = _dos_time(date, clock)
+        path = fields and _unicode_path(fields, name) or name
         if b"\0" in path:
             raise _refused(source, path, "has a NUL byte in its name")
         if flags & (_ENCRYPTED | _PATCHED):
@@ -112,29 +116,29 @@ def members(source: "Source") -> "Iterator[Member]":
         if host == _MS_DOS and b"\\" in path:
             raise _refused(source, path, "has a backslash in its name and comes from MS-DOS")
         mode = header[15] >> 16 if host in (_UNIX, _MAC_OS) else 0
-        offset += shift
-        limit = bounds[bisect.bisect_right(bounds, offset)]
-        body = _body(source, name, offset, limit, flags, method, crc, csize, usize)
+        member = Member(FILE, path, mode & 0o7777 if mode else 0o644, _dos_time(date, clock), usize)
+        body = _body(source, name, offset, limit, flags, method, crc, csize, usize, date, member)
         kind = stat.S_IFMT(mode)
         if path.endswith(b"/"):
             kind = kind or stat.S_IFDIR
             if kind != stat.S_IFDIR:
                 raise _refused(source, path, "is named as a directory and is none")
         if kind == stat.S_IFREG or not kind:
-            yield Member(FILE, path, mode & 0o7777 if mode else 0o644, mtime_ns, usize, b"", body)
+            member.body = body
+            yield member
         elif kind == stat.S_IFDIR:
             if usize:
                 raise _refused(source, path, "is a directory with content")
             for _ in body:
                 pass
-            yield Member(DIRECTORY, path, mode & 0o7777 if mode else 0o755, mtime_ns)
+            yield Member(DIRECTORY, path, mode & 0o7777 if mode else 0o755, member.mtime_ns)
         elif kind == stat.S_IFLNK:
             if not 0 < usize < _PATH_MAX:
                 raise _refused(source, path, "is a symlink of {} bytes".format(usize))
             target = b"".join(body)
             if b"\0" in target:
                 raise _refused(source, path, "is a symlink with a NUL byte in it")
-            yield Member(SYMLINK, path, mode & 0o7777, mtime_ns, 0, target)
+            yield Member(SYMLINK, path, mode & 0o7777, member.mtime_ns, 0, target)
         else:
             raise _refused(source, path, "is a device, fifo or socket")
 
@@ -149,13 +153,16 @@ def _body(
     crc: int,
     csize: int,
     usize: int,
+    date: int,
+    member: Member,
 ) -> "Iterator[Buffer]":
     """The content of the member whose local header is at ``offset`` of the file.
 
     Its header, data and descriptor have to end by ``limit``, where the next member or the
-    directory starts: members that share bytes are how small archives become huge.
+    directory starts: members that share bytes are how small archives become huge.  The
+    exact time, which unzip and bsdtar take from that header alone, is set in ``member``.
     """
-    head = source.pread(min(limit - offset, _INPUT), offset)
+    head = source.pread(max(min(limit - offset, _INPUT), 0), offset)
     if len(head) < _LOCAL.size or head[:4] != _LOCAL_MAGIC:
         raise _damaged(source, name, "has no header where the directory says")
     _, _, own_flags, own_method, _, _, own_crc, own_csize, own_usize, length, extra = (
@@ -170,6 +177,9 @@ def _body(
         raise _damaged(source, name, "has another name in its own header")
     if own_method != method or (own_flags ^ flags) & _SAME_FLAGS:
         raise _damaged(source, name, "has another method or other flags in its own header")
+    if extra:
+        exact = _timestamp(head[data - extra : data], date)
+        member.mtime_ns = member.mtime_ns if exact is None else exact
     if own_csize == _SATURATED or own_usize == _SATURATED:
         fields = _fields(source, name, head[data - extra : data])
         own_usize, own_csize, _ = _widen(source, name, fields, own_usize, own_csize, 0)
@@ -201,6 +211,7 @@ def _body(
             if left < 0:
                 raise _damaged(source, name, "is longer than its header says")
             checksum = zlib.crc32(output, checksum)
+            source.look()
             yield output
         if done:
             break
@@ -311,27 +322,58 @@ def _bounds(
     end: int,
     count: int,
     shift: int,
-) -> "array.array[int]":
+) -> "Optional[array.array[int]]":
     """The sorted offsets at which local headers start, and at last the directory's own.
 
-    Eight bytes a member; the names are read again when their turn comes.
+    None if the directory names them in that order, as nearly all do: then nothing is kept.
     """
-    offsets = array.array("Q")
-    previous, ordered = -1, True
-    for header, name, extra in _central(source, start, end):
-        offset = _numbers(source, header, name, extra, start - shift)[3] + shift
-        ordered = ordered and previous < offset
-        previous = offset
-        offsets.append(offset)
-    if len(offsets) != count:
-        raise _unusable(source, "holds {} members and claims {}".format(len(offsets), count))
-    if not ordered:
-        offsets = array.array("Q", sorted(offsets))
-        for index in range(1, len(offsets)):
-            if offsets[index - 1] == offsets[index]:
-                raise _unusable(source, "has members that overlap")
+    found, previous = 0, -1
+    ordered = True
+    for entry in _entries(source, start, end, shift):
+        ordered = ordered and previous < entry[-1]
+        previous = entry[-1]
+        found += 1
+    if found != count:
+        raise _unusable(source, "holds {} members and claims {}".format(found, count))
+    if ordered:
+        return None
+    if count > _UNORDERED:
+        raise _unusable(source, "has {} members in no order".format(count))
+    offsets = array.array("Q", sorted(e[-1] for e in _entries(source, start, end, shift)))
+    for index in range(1, len(offsets)):
+        if offsets[index - 1] == offsets[index]:
+            raise _unusable(source, "has members that overlap")
     offsets.append(start)
     return offsets
+
+
+def _limited(
+    entries: "Iterator[Entry]", bounds: "Optional[array.array[int]]", start: int
+) -> "Iterator[Tuple[Entry, int]]":
+    """Each entry with the offset at which the next member's bytes, or the directory's, start."""
+    waiting = None
+    for entry in entries:
+        if bounds is not None:
+            yield entry, bounds[bisect.bisect_right(bounds, entry[-1])]
+            continue
+        if waiting is not None:
+            yield waiting, entry[-1]
+        waiting = entry
+    if waiting is not None:
+        yield waiting, start
+
+
+def _entries(source: "Source", start: int, end: int, shift: int) -> "Iterator[Entry]":
+    """Of each member: fixed header, name, extra fields, size, compressed size, offset."""
+    for header, name, extra in _central(source, start, end):
+        csize, usize, offset = header[8], header[9], header[16]
+        fields: Dict[int, bytes] = {}
+        if extra:
+            fields = _fields(source, name, extra)
+            usize, csize, offset = _widen(source, name, fields, usize, csize, offset)
+        if offset + shift >= start:
+            raise _damaged(source, name, "lies outside the archive")
+        yield header, name, fields, usize, csize, offset + shift
 
 
 def _central(source: "Source", position: int, end: int) -> "Iterator[Tuple[Header, bytes, bytes]]":
@@ -354,20 +396,6 @@ def _central(source: "Source", position: int, end: int) -> "Iterator[Tuple[Heade
         if header[0] != _CENTRAL_MAGIC or at > len(buffer):
             raise _unusable(source, "has a damaged directory")
         yield header, buffer[name_at:extra_at], buffer[extra_at:comment_at]
-
-
-def _numbers(
-    source: "Source", header: "Header", name: bytes, extra: bytes, limit: int
-) -> "Tuple[Dict[int, bytes], int, int, int]":
-    """An entry's extra fields, size, compressed size, and offset, which is below ``limit``."""
-    csize, usize, offset = header[8], header[9], header[16]
-    fields: Dict[int, bytes] = {}
-    if extra:
-        fields = _fields(source, name, extra)
-        usize, csize, offset = _widen(source, name, fields, usize, csize, offset)
-    if offset >= limit:
-        raise _damaged(source, name, "lies outside the archive")
-    return fields, usize, csize, offset
 
 
 def _fields(source: "Source", name: bytes, extra: bytes) -> "Dict[int, bytes]":
@@ -415,12 +443,26 @@ def _unicode_path(fields: "Dict[int, bytes]", name: bytes) -> "Optional[bytes]":
     return field[5:]
 
 
-def _timestamp(fields: "Dict[int, bytes]") -> "Optional[int]":
-    """The modification time of Info-ZIP's extended timestamp, in nanoseconds."""
-    field = fields.get(_TIMESTAMP_FIELD, b"")
-    if len(field) < 5 or not field[0] & 1:
-        return None
-    return int.from_bytes(field[1:5], "little", signed=True) * 10**9
+def _timestamp(extra: bytes, date: int) -> "Optional[int]":
+    """The modification time in a local header's extra field, in nanoseconds.
+
+    It has 32 bits, which are read without a sign if the date of MS-DOS is as late, as unzip
+    does it.  One before 1970 that way is no use.
+    """
+    times: Dict[int, int] = {}
+    at = 0
+    while at + 4 <= len(extra):
+        number, length = struct.unpack_from("<HH", extra, at)
+        at += 4 + length
+        field = extra[at - length : at] if at <= len(extra) else b""
+        for known, place in _TIME_FIELDS:
+            if number == known and len(field) >= place + 4 and (place == 4 or field[0] & 1):
+                (times[number],) = struct.unpack_from("<L", field, place)
+    for known, _ in _TIME_FIELDS:
+        if known in times:
+            seconds = times[known]
+            return seconds * 10**9 if seconds < 1 << 31 or date >= _YEAR_2038 else None
+    return None
 
 
 # mktime looks at the system's time zone file on every call: 3 of 8 microseconds a member.

@@ -187,7 +187,7 @@ def _failed(source: "Source", complaint: str) -> Failure:
 
 def _window(head: bytes) -> int:
     """The window that the first frame asks for (RFC 8878, 3.1.1.1); 0 if it does not tell."""
-    if len(head) < 14 or head[:4] != b"\x28\xb5\x2f\xfd":
+    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
         return 0
     flags = head[4]
     if not flags & 0x20:

@@ -1,9 +1,10 @@
-"""What it means that execve refused, or would refuse, a file which is there."""
+"""What it means that execve refused a file which is there."""
 
 import errno
 import os
 
 from ..telling.refusal import IS_DIRECTORY, NOT_PERMITTED, not_executable
+from .sound import head_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def judge(path: bytes, error: OSError, command: list, environ: dict) -> "Tuple[F
         reason = "{} bytes of arguments and variables are too many; pass long ones in a file"
         reason = reason.format(size)
     elif error.errno == errno.ENOEXEC:
-        head = _head(path)
+        head = head_of(path)
         if head == b"":
             reason = "it is empty; unpack or write it anew"
         else:
@@ -62,31 +63,3 @@ def judge(path: bytes, error: OSError, command: list, environ: dict) -> "Tuple[F
                 os.execve(b"/bin/sh", [b"/bin/sh", path, *command[1:]], environ)
             reason = "it is no program for this kind of machine; pack the environment on one"
     return not_executable(path, reason), passed_over
-
-
-def is_sound(path: bytes) -> bool:
-    """Whether execve will take this file, as far as that can be told by looking at it.
-
-    True for a script whose interpreter may be executed, and for a program that is made for the
-    same machine and dynamic loader as the interpreter that we are run by.
-    """
-    if not os.path.isfile(path) or not os.access(path, os.X_OK):
-        return False
-    head = _head(path) or b""
-    if head[:2] == b"#!":
-        words = head[2:].partition(b"\n")[0].split(None, 1)
-        return bool(words) and os.path.isfile(words[0]) and os.access(words[0], os.X_OK)
-    ours = _head(b"/proc/self/exe") or b""
-    at = ours.find(b"/ld")  # the loader's path; not by a regular expression: re takes 5 ms
-    loader = ours[ours.rfind(b"\0", 0, at) : ours.find(b"\0", at) + 1]
-    same = head[:6] + head[18:20] == ours[:6] + ours[18:20]
-    return ours[:4] == b"\x7fELF" and at > 0 and same and loader in head
-
-
-def _head(path: bytes) -> "bytes | None":
-    """The first bytes of a file; None if they cannot be read, though it may be executed."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(4096)
-    except OSError:
-        return None

@@ -6,7 +6,7 @@ import os
 import sys
 
 from .execute import candidates
-from .judge import is_sound
+from .sound import is_sound
 
 # What a shell sets or forgets of its own accord: kept from it, and given to the command again.
 _RESTORED = (b"PWD", b"OLDPWD", b"PS1", b"PS2", b"PS4", b"IFS", b"_")

@@ -26,7 +26,7 @@ _RECORD_LIMIT = 1 << 13
 # Files about which something has to be remembered: rewritten later, lost, dated in the future.
 _ENTRIES_LIMIT = 1 << 16
 
-# Nanoseconds: some file systems keep times in units of two seconds.
+# Nanoseconds: some file systems round times down to two seconds.
 _UNIT = 2000000000
 
 # The base of each number between a record's kind and its path, which may hold spaces.
@@ -206,7 +206,7 @@ class _Comparison:
         mtime = status.st_mtime_ns
         return (
             min(mtime, status.st_ctime_ns) > self._since
-            and abs(mtime - self._dated.get(path, 0)) > _UNIT
+            and not 0 <= self._dated.get(path, 0) - mtime < _UNIT
         )
 
 

@@ -58,13 +58,22 @@ def ready_prefix(directory: bytes, archive: "Optional[bytes]") -> "Optional[byte
         below = prefix[len(directory) :]
         if not prefix.startswith(directory) or below[:1] not in b"/" or b"/." in below:
             return None
-        if ON_DISK not in marker:
-            with open("/proc/sys/kernel/random/boot_id", "rb", 0) as file:
-                if file.read(36) not in marker:
-                    return None
+        # Of another machine's restarts nothing is known here.
+        if not (
+            ON_DISK in marker
+            or _has(marker, "/proc/sys/kernel/random/boot_id")
+            or (b'"machine_id": "' in marker and not _has(marker, "/etc/machine-id"))
+        ):
+            return None
     except OSError:
         return None
     return prefix if marker.endswith(b"}\n") and b"\\" not in prefix else None
+
+
+def _has(marker: bytes, path: str) -> bool:
+    """Whether a marker names what the one line of a file of the system says."""
+    with open(path, "rb", 0) as file:
+        return file.read(64).strip() in marker
 
 
 def read_marker(directory: bytes) -> "Optional[bytes]":

@@ -49,6 +49,8 @@ def can_be_replaced(directory: bytes) -> bool:
     status = os.stat(directory)
     if status.st_uid != os.geteuid() != 0:
         return False  # it would have another owner then
+    if os.listdir(directory):
+        return False  # only an empty one is replaced, and here lies what is not counted
     if status.st_dev != os.stat(parent).st_dev or directory in _mount_points():
         return False
     try:
@@ -129,7 +131,11 @@ def complete(directory: bytes) -> bool:
     path = directory + b"/" + PUBLISHING
     try:
         handle = os.open(path, _OPEN)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise located(error, directory)
         return False
     try:
         # In this order: had another publication ended before this one was opened, its marker

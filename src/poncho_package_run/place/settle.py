@@ -53,7 +53,8 @@ def settle(directory: bytes, archive: "Optional[bytes]", report: "Report") -> "O
     if not is_trusted(directory):
         raise untrusted(directory)
     try:
-        complete(directory)
+        if complete(directory):
+            _sweep(directory)
         marker = read_marker(directory)
         if marker is None:
             return _unmarked(directory, archive, report)
@@ -188,6 +189,14 @@ def _replace_marker(directory: bytes, found: "Facts") -> None:
             put(handle, found, private.descriptor)
         finally:
             os.close(handle)
+
+
+def _sweep(directory: bytes) -> None:
+    """Remove what the dead have left who began what was completed here."""
+    private = _private_in(directory)
+    if private is not None:
+        with private:
+            private.sweep()
 
 
 def _private_in(directory: bytes) -> "Optional[PrivateDirectory]":

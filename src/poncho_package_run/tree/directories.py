@@ -8,7 +8,7 @@ from ..telling.messages import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Tuple
+    from typing import Dict
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -38,8 +38,7 @@ class Directories:
     def __init__(self, root: int, limit: int = _LIMIT) -> None:
         self._root = root
         self._limit = limit
-        # By parent and name, so that a walk takes one step a component however deep it leads.
-        self._open: Dict[Tuple[int, bytes], int] = {}
+        self._open: Dict[tuple, int] = {(): root}
         self.known: Dict[bytes, int] = {b"": root}
 
     def of(self, spelled: bytes, create: bool = False) -> int:
@@ -54,50 +53,45 @@ class Directories:
             OSError: ENOENT, ENOTDIR (a component is a file or a symlink), or what the
                 system said.
         """
-        descriptor = self.known.get(spelled)
-        if descriptor is not None:
-            return descriptor
-        descriptor = self._root
-        for name in components(spelled):
-            found = self._open.get((descriptor, name))
-            if found is None:
-                found = self._enter(descriptor, name, create)
-            descriptor = found
+        found = self.known.get(spelled)
+        if found is not None:
+            return found
+        return self._walk(spelled, components(spelled), create)
+
+    def _walk(self, spelled: bytes, parts: tuple, create: bool) -> int:
+        depth = len(parts)
+        while parts[:depth] not in self._open:
+            depth -= 1
+        descriptor = self._open[parts[:depth]]
+        for index in range(depth, len(parts)):
+            name = parts[index]
+            if create:
+                self.creating(descriptor, name)
+                try:
+                    os.mkdir(name, 0o777, dir_fd=descriptor)
+                except FileExistsError:
+                    pass  # opened below, if it is a directory
+            if len(self._open) >= self._limit:
+                self._forget(parts[:index])
+            try:
+                descriptor = os.open(name, _OPEN, dir_fd=descriptor)
+            except OSError as error:
+                if error.errno == errno.ELOOP:  # what O_NOFOLLOW says of a symlink, on some systems
+                    error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+                raise error
+            self._open[parts[: index + 1]] = descriptor
         if len(self.known) >= _SPELLINGS * self._limit:
             self.known = {b"": self._root}
         self.known[spelled] = descriptor
         return descriptor
 
-    def _enter(self, parent: int, name: bytes, create: bool) -> int:
-        if create:
-            self.creating(parent, name)
-            try:
-                os.mkdir(name, 0o777, dir_fd=parent)
-            except FileExistsError:
-                pass  # opened below, if it is a directory
-        if len(self._open) >= self._limit:
-            self._forget(parent)
-        try:
-            descriptor = os.open(name, _OPEN, dir_fd=parent)
-        except OSError as error:
-            if error.errno == errno.ELOOP:  # what O_NOFOLLOW says of a symlink, on some systems
-                error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            raise error
-        self._open[parent, name] = descriptor
-        return descriptor
-
-    def _forget(self, keep: int = -1) -> None:
+    def _forget(self, keep: tuple) -> None:
         """Close all but the root and ``keep``."""
         self.flush()
+        for parts in [parts for parts in self._open if parts and parts != keep]:
+            os.close(self._open.pop(parts))
         # A spelling is cheap to find again; which ones lead to what was closed is not.
         self.known = {b"": self._root}
-        descriptors = list(self._open.values())
-        self._open.clear()
-        for descriptor in descriptors:
-            if descriptor == keep:
-                self._open[-1, b""] = keep  # no walk leads here any more: its parent is closed
-            else:
-                os.close(descriptor)
 
     def creating(self, descriptor: int, name: bytes) -> None:
         """Called before a directory is made; whoever writes a file of its name waits here."""
@@ -107,11 +101,11 @@ class Directories:
 
     def forget(self) -> None:
         """Close all but the root: a directory has been removed or replaced."""
-        self._forget()
+        self._forget(())
 
     def close(self) -> None:
         """Close all but the root, which belongs to the caller."""
-        self._forget()
+        self._forget(())
 
 
 def components(path: bytes) -> tuple:
