@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 from conda_pack.prefixes import replace_prefix
 
@@ -131,7 +131,7 @@ def check(rng: random.Random, large: bool) -> str:
     return "left" if after == case.data else "changed"
 
 
-def check_many(count: int, seed: int) -> "Counter[str]":
+def check_many(count: int, seed: Union[int, str]) -> "Counter[str]":
     """Compare ``count`` cases, one in eight of a file that is edited in parts.
 
     Raises AssertionError, whose message ends with what to give ``random.Random`` to have it again.
