@@ -45,7 +45,8 @@ def test_killed_at_any_rename_it_is_absent_or_complete(ground, scenario):
 @pytest.mark.parametrize("scenario", [scenarios.MountPoint, scenarios.WorkingDirectory])
 def test_stopped_between_its_renames_another_finishes_for_it(ground, scenario):
     stopped = scenario(ground())
-    for point in [point for point in stopped.points() if point.name in RENAMES]:
+    points = [point for point in stopped.points() if point.name in RENAMES]
+    for point in crash.spread(points, 4):
         for calls in ((), ("inject=flock:retval=0",)):
             try:
                 stopped.overtake(point, *calls)
@@ -89,13 +90,13 @@ def test_the_tree_is_what_another_program_unpacks(run, tmp_path, format, where):
 def test_a_dead_runs_files_that_cannot_be_removed_do_not_get_into_the_environment(run, tmp_path):
     archive, kept = crash.archive(tmp_path / "archive", "tar"), tmp_path / "kept"
     kept.mkdir()
-    kept.chmod(0o2751)
+    kept.chmod(0o751)
     words = ["-e", archive, "-d", kept, "hello"]
     run(*words, wrapper=tracing.strace("-e", "inject=?symlink,symlinkat:signal=KILL:when=1"))
     wrapper = tracing.failing("?unlink,unlinkat,?rmdir", "EIO")
     result = run(*words, wrapper=wrapper, check=True)
     assert (result.stdout, result.stderr) == (b"hello from " + bytes(kept), b"")
-    assert stat.S_IMODE(kept.stat().st_mode) == 0o2751
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o751
     whole(kept, tmp_path, archive)
     assert {name for name in os.listdir(kept) if name.startswith(".")} == {MARKER, MANIFEST}
 
@@ -297,7 +298,7 @@ def test_who_is_stopped_keeps_the_others_waiting_but_not_for_ever(spawn, run, ti
     first = spawn("-e", "/dev/stdin", "-d", kept, "hello", stdin=subprocess.PIPE)
     first.stdin.write(tiny.read_bytes()[:100])
     first.stdin.flush()
-    process.wait_for(lambda: list(tmp_path.glob(".*/env/*")))
+    process.wait_for(lambda: list(tmp_path.glob(".*/env")))
     os.kill(first.pid, signal.SIGSTOP)
     assert run("-e", tiny, "-d", kept, "-w", "0.3", "hello").returncode == 75
     first.kill()
@@ -317,4 +318,26 @@ def test_a_short_wait_does_not_prevent_recovery_from_containers_that_died(run, t
         assert not (kept / MARKER).exists()
     words[words.index("5")] = "0"
     assert run(*words, check=True).stdout == b"hello from " + bytes(kept)
+    whole(kept, tmp_path, archive)
+
+
+@pytest.mark.parametrize("then", ["from elsewhere", "from elsewhere, without a wait"])
+def test_what_a_container_left_inside_the_directory_keeps_nobody_out(run, tmp_path, then):
+    """It was the working directory of a run of which nobody can tell that it is dead.
+
+    Seen from elsewhere the directory could be replaced, but for what is left in it.
+    """
+    archive, kept = crash.archive(tmp_path / "archive", "tar"), tmp_path / "kept"
+    kept.mkdir()
+    killing = tracing.strace("-e", "inject=?symlink,symlinkat:signal=KILL:when=1")
+    wrapper = [*scenarios.in_a_container(), *killing]
+    run("-e", archive, "-d", ".", "hello", wrapper=wrapper, cwd=kept)
+    assert len(crash.private_directories(kept)) == 1
+    seconds = "0" if "without" in then else "5"
+    result = run("-e", archive, "-d", kept, "-w", seconds, "hello", timeout=20)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == b"hello from " + bytes(kept)
+    scenarios.age(kept)
+    for private in crash.private_directories(kept):
+        crash.remove(private)
     whole(kept, tmp_path, archive)
