@@ -9,14 +9,17 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from conda_pack.prefixes import replace_prefix
 
+from poncho_package_run.machine.signals import Terminated
 from poncho_package_run.relocation import edits
+from poncho_package_run.relocation import relocate as relocate_module
 from poncho_package_run.relocation.relocate import batches, relocate
-from poncho_package_run.telling.errors import ArchiveError, RelocationError
+from poncho_package_run.telling.errors import ArchiveError, InputOutputError, RelocationError
 from support.relocations import WINDOW, Case, check_many, environment, ours, theirs
 
 CASES = int(os.environ.get("PONCHO_TEST_CASES", "2000"))
@@ -274,3 +277,60 @@ def test_a_record_of_a_file_of_the_tool_s_own_is_refused_at_any_depth(tmp_path, 
     with pytest.raises(ArchiveError, match=re.escape(path.rpartition("/")[2])):
         relocate(handle, b"/x")
     os.close(handle)
+
+
+def slow_text(path: Path) -> bytes:
+    """Files of several parts, and more than a thread takes at a time."""
+    data = b"/p/" + b"x" * WINDOW + b"/p"
+    environment(path, {f"d/{n}": (data, b"/p", "text") for n in range(100)})
+    return data
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_a_signal_is_looked_at_between_files_and_within_one(tmp_path, monkeypatch, threads):
+    data = slow_text(tmp_path / "e")
+    handle = os.open(tmp_path / "e", os.O_RDONLY)
+    looks = iter(range(1_000_000))
+
+    def look() -> None:
+        if next(looks) == 5:
+            raise Terminated(15)
+
+    monkeypatch.setattr(relocate_module, "check", look)
+    with pytest.raises(Terminated):
+        relocate(handle, b"/prefix", threads=threads)
+    os.close(handle)
+    # Within a dozen files, for each is looked at several times; the other threads stop as well.
+    left = [path for path in (tmp_path / "e/d").iterdir() if path.read_bytes() == data]
+    assert 100 - len(left) < 25 * threads
+    after = [path.stat().st_mtime_ns for path in sorted((tmp_path / "e/d").iterdir())]
+    time.sleep(0.2)
+    assert after == [path.stat().st_mtime_ns for path in sorted((tmp_path / "e/d").iterdir())]
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_what_fails_in_any_thread_is_told_and_ends_the_others(tmp_path, threads):
+    slow_text(tmp_path / "e")
+    handle = os.open(tmp_path / "e", os.O_RDONLY)
+
+    def rewritten(path: bytes, handle: int, pieces: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputOutputError, match=r"/prefix/d/.*No space left"):
+        relocate(handle, b"/prefix", None, rewritten, threads)
+    os.close(handle)
+
+
+def test_many_threads_edit_a_file_of_many_names_once_at_a_time(tmp_path):
+    data = b"/p/" + b"x" * WINDOW + b"/p"
+    files = {f"d/{n}": (b"", b"/p", "text") for n in range(200)}
+    env = environment(tmp_path / "e", files)
+    (env / "d/0").write_bytes(data)
+    for number in range(1, 200):
+        (env / f"d/{number}").unlink()
+        os.link(env / "d/0", env / f"d/{number}")
+    handle = os.open(env, os.O_RDONLY)
+    assert relocate(handle, b"/x/p/y", threads=8) == 200
+    os.close(handle)
+    assert (env / "d/199").read_bytes() == data.replace(b"/p", b"/x/p/y")
+    assert (env / "d/199").stat().st_nlink == 200
