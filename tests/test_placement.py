@@ -497,3 +497,74 @@ def test_modes_are_less_the_umask_and_never_setuid(run, tiny, tmp_path):
     run("-e", tiny, "-d", tmp_path / "kept", check=True, umask=0o077)
     assert stat.S_IMODE((tmp_path / "kept").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "kept" / "bin" / "hello").stat().st_mode) == 0o700
+
+
+def test_one_that_is_moved_to_where_its_parent_was_is_relocated_again(run, environment, tmp_path):
+    # So that the old prefix begins with the new one's path.
+    archive, old = environment.archive(scripts=False), tmp_path / "w" / "env" / "sub"
+    run("-e", archive, "-d", old, check=True)
+    old.rename(tmp_path / "sub")
+    (tmp_path / "w" / "env").rmdir()
+    (tmp_path / "sub").rename(tmp_path / "w" / "env")
+    for words in (["-e", tmp_path / "w" / "env"], ["-e", archive, "-d", tmp_path / "w" / "env"]):
+        out = run(*words, "showprefix", check=True).stdout.decode()
+        assert out.splitlines()[0] == str(tmp_path / "w" / "env")
+
+
+def test_only_paths_are_taken_for_the_old_prefix_when_it_has_moved(run, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for name in ("bin", "conda-meta"):
+        (old / name).mkdir(parents=True)
+    record = "\n_prefix_records = [\n('bin/tool', '/opt/placeholder', 'text'),\n]\n"
+    (old / "bin" / "conda-unpack").write_text(record)
+    text = "#!/usr{0} x\n{0} {0}/a '{0}' {0}-data {0}2 x{0} -L{0}/lib file://{0}/b {0}:{0}\n"
+    (old / "bin" / "tool").write_text(text.format("/opt/placeholder"))
+    run("-e", old, check=True)
+    assert (old / "bin" / "tool").read_text() == text.format(old)
+    old.rename(new)
+    for _ in range(2):
+        run("-e", new, check=True)
+        expected = "#!/usr{1} x\n{0} {0}/a '{0}' {1}-data {1}2 x{1} -L{0}/lib"
+        expected += " file://{0}/b {0}:{0}\n"
+        assert (new / "bin" / "tool").read_text() == expected.format(new, old)
+
+
+@pytest.mark.parametrize("given", ["-e", "-d"])
+def test_a_colon_in_the_path_is_refused_however_it_came_there(run, tiny, tmp_path, given):
+    kept, moved = tmp_path / "kept", tmp_path / "12:00"
+    run("-e", tiny, "-d", kept, check=True)
+    kept.rename(moved)
+    words = ["-e", moved] if given == "-e" else ["-e", tiny, "-d", moved]
+    for _ in range(2):
+        refused(run(*words, "hello"), 73, str(moved), "colon")
+    refused(run("-e", tiny, "-d", tmp_path / "new:er", "hello"), 73, "colon")
+    assert not (tmp_path / "new:er").exists()
+
+
+def test_a_marker_that_is_written_anew_is_read_by_whom_the_old_one_was(run, tiny, tmp_path):
+    run("-e", tiny, "-d", tmp_path / "old", check=True, umask=0o022)
+    (tmp_path / "old").rename(tmp_path / "new")
+    run("-e", tiny, "-d", tmp_path / "new", "hello", check=True, umask=0o077)
+    assert stat.S_IMODE((tmp_path / "new" / MARKER).stat().st_mode) == 0o644
+
+
+def test_a_directory_in_the_markers_place_counts_as_none(run, environment, tmp_path):
+    target = tmp_path / "unpacked"
+    shutil.copytree(environment.archive("no-archive", scripts=False), target, symlinks=True)
+    (target / MARKER / "below").mkdir(parents=True)
+    for _ in range(2):
+        out = run("-e", target, "showprefix", check=True).stdout.decode()
+        assert out.splitlines()[0] == str(target)
+    assert (target / MARKER).is_file()
+
+
+def test_a_kept_environment_below_a_directory_may_have_files_beside_it(run, tiny, tmp_path):
+    top, archive = tmp_path / "top", tmp_path / "archive.tar"
+    shutil.unpack_archive(tiny, top / "envs" / "my", "gztar")
+    subprocess.run(["tar", "cf", archive, "-C", top, "envs"], check=True)
+    run("-e", archive, "-d", tmp_path / "kept", check=True)
+    (tmp_path / "kept" / "notes.txt").touch()
+    (tmp_path / "kept" / "envs" / "other").mkdir()
+    script = 'echo "$CONDA_PREFIX"'
+    out = run("-e", archive, "-d", tmp_path / "kept", "sh", "-c", script, check=True).stdout
+    assert out.decode() == f"{tmp_path}/kept/envs/my\n"

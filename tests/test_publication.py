@@ -341,3 +341,28 @@ def test_what_a_container_left_inside_the_directory_keeps_nobody_out(run, tmp_pa
     for private in crash.private_directories(kept):
         crash.remove(private)
     whole(kept, tmp_path, archive)
+
+
+def test_a_directory_that_is_being_filled_inside_is_not_run_in_by_its_name(run, tmp_path):
+    """``-e DIR`` while the entries of DIR are renamed up, and after a kill in between."""
+    archive, kept = crash.archive(tmp_path / "archive", "tar"), tmp_path / "kept"
+    kept.mkdir()
+    killing = tracing.strace("-e", "inject=?rename,renameat:signal=KILL:when=3")
+    run("-e", archive, "-d", ".", "hello", cwd=kept, wrapper=killing)
+    assert not (kept / MARKER).exists()
+    result = run("-e", kept, "hello", check=True)
+    assert result.stdout == b"hello from " + bytes(kept)
+    whole(kept, tmp_path, archive)
+
+
+def test_a_damaged_directory_is_moved_aside_by_one_rename(run, tmp_path):
+    archive, kept = crash.archive(tmp_path / "archive", "tar"), tmp_path / "kept"
+    run("-e", archive, "-d", kept, check=True)
+    (kept / MARKER).write_text("")
+    killing = tracing.strace("-e", "inject=?rename,renameat:signal=KILL:when=1")
+    run("-e", archive, "-d", kept, "hello", wrapper=killing)
+    assert not kept.exists() or (kept / MARKER).read_bytes() == b""
+    result = run("-e", archive, "-d", kept, "hello", check=True)
+    assert result.stdout == b"hello from " + bytes(kept)
+    whole(kept, tmp_path, archive)
+    assert crash.private_directories(tmp_path) == []

@@ -12,11 +12,10 @@ import pytest
 
 from poncho_package_run.archive import squashfs
 from poncho_package_run.telling.errors import ArchiveError, DecoderUnavailable, InputOutputError
+from poncho_package_run.tree.names import is_ours
 from support import process, trees
 from support.commands import need
 from support.messages import refused, status_of
-
-RESERVED = b".poncho_package_run_"
 
 
 def pack(root: Path, image: Path, *options: str) -> Path:
@@ -65,7 +64,7 @@ def target(tmp_path: Path) -> Path:
 
 def unpack(image: Path, target: Path) -> None:
     need("unsquashfs")
-    squashfs.unpack(os.fsencode(image), os.fsencode(target), RESERVED)
+    squashfs.unpack(os.fsencode(image), os.fsencode(target), is_ours)
 
 
 def fake(tmp_path: Path, script: str) -> dict[str, str]:
@@ -107,7 +106,7 @@ def test_nobody_else_reaches_what_is_not_yet_put_right(image, tmp_path, target, 
     seen = []
     normalise = squashfs._normalise
 
-    def watch(root: bytes, reserved: bytes) -> None:
+    def watch(root: bytes, reserved: object) -> None:
         seen.append(stat.S_IMODE(os.stat(os.path.dirname(root)).st_mode))
         normalise(root, reserved)
 
@@ -205,14 +204,14 @@ def test_name_that_begins_with_a_hyphen(tree, target, tmp_path, monkeypatch):
     pack(tree, tmp_path / "-image")
     monkeypatch.chdir(tmp_path)
     need("unsquashfs")
-    squashfs.unpack(b"-image", os.fsencode(target), RESERVED)
+    squashfs.unpack(b"-image", os.fsencode(target), is_ours)
     assert (target / "bin/run").exists()
 
 
 def test_missing_unsquashfs_says_what_to_do(image, target, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DecoderUnavailable, match=r"install squashfs-tools, or pack as tar\.gz"):
-        squashfs.unpack(os.fsencode(image), os.fsencode(target), RESERVED)
+        squashfs.unpack(os.fsencode(image), os.fsencode(target), is_ours)
 
 
 def test_compression_that_this_unsquashfs_lacks(image, target, monkeypatch, tmp_path):
@@ -223,7 +222,7 @@ def test_compression_that_this_unsquashfs_lacks(image, target, monkeypatch, tmp_
     )
     monkeypatch.setenv("PATH", fake(tmp_path, script)["PATH"])
     with pytest.raises(DecoderUnavailable, match="lacks the compression"):
-        squashfs.unpack(os.fsencode(image), os.fsencode(target), RESERVED)
+        squashfs.unpack(os.fsencode(image), os.fsencode(target), is_ours)
 
 
 def test_complaint_with_status_0_is_an_error(image, target, monkeypatch, tmp_path):
@@ -231,7 +230,7 @@ def test_complaint_with_status_0_is_an_error(image, target, monkeypatch, tmp_pat
     script = 'case $1 in -lln) ;; *) echo "write_file: failed to write file x" >&2; esac\n'
     monkeypatch.setenv("PATH", fake(tmp_path, script)["PATH"])
     with pytest.raises(ArchiveError, match="failed to write file x"):
-        squashfs.unpack(os.fsencode(image), os.fsencode(target), RESERVED)
+        squashfs.unpack(os.fsencode(image), os.fsencode(target), is_ours)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +240,7 @@ def test_trouble_with_the_disk(image, target, monkeypatch, tmp_path, reason):
     script = f'case $1 in -lln) ;; *) echo "write failed because {reason}" >&2; exit 1; esac\n'
     monkeypatch.setenv("PATH", fake(tmp_path, script)["PATH"])
     with pytest.raises(InputOutputError, match=reason):
-        squashfs.unpack(os.fsencode(image), os.fsencode(target), RESERVED)
+        squashfs.unpack(os.fsencode(image), os.fsencode(target), is_ours)
 
 
 @pytest.mark.root
@@ -273,7 +272,7 @@ def test_interrupted_unpacking_leaves_no_unsquashfs(image, target, monkeypatch, 
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.5)
         with pytest.raises(KeyboardInterrupt):
-            squashfs.unpack(os.fsencode(image), os.fsencode(target), RESERVED)
+            squashfs.unpack(os.fsencode(image), os.fsencode(target), is_ours)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)

@@ -2,7 +2,7 @@
 
 import os
 
-from . import MARKER, OURS
+from . import MARKER
 from .command.activate import activated
 from .command.execute import execute
 from .machine.signals import interruptible
@@ -117,6 +117,7 @@ def fill(
         from .durability.manifest import Manifest  # while other threads decode already
         from .place.fresh import relocate_fresh
         from .place.marker import facts, join, put
+        from .tree.names import is_ours
         from .tree.unpack import Tree
 
         content, source = private.content, archive.source
@@ -124,7 +125,7 @@ def fill(
         with Tree(content, private.content_path, manifest) as tree:
             with report.phase("unpack"):
                 if archive.kind == "squashfs":
-                    archive.extract(private.content_path, OURS)
+                    tree.packed_marker = archive.extract(private.content_path, is_ours)
                     if manifest is not None:
                         manifest.survey()
                 else:

@@ -101,7 +101,9 @@ class Damaged(Restarted):
 
     def look(self) -> None:
         # Until it is noticed the old marker stands there; who reads it looks at the files first.
-        if (self.place.seen / MARKER).read_bytes() != self.noted:
+        # Then, until it is mended, there is none, or an empty one, which says that all is damaged.
+        marker = self.place.seen / MARKER
+        if (marker.read_bytes() if marker.exists() else b"") not in (b"", self.noted):
             super().look()
 
     def check_stderr(self, text: bytes) -> None:

@@ -166,11 +166,11 @@ class Archive:
 
         return zstd.decode(self.source)
 
-    def extract(self, directory: bytes, reserved: bytes) -> None:
-        """Unpack a squashfs image, which has no members to go through, with its own tool."""
+    def extract(self, directory: bytes, reserved: "Callable[[bytes], bool]") -> bytes:
+        """Unpack a squashfs image, which has no members to go through (see ``squashfs.unpack``)."""
         from . import squashfs
 
-        squashfs.unpack(self.source.path, directory, reserved)
+        return squashfs.unpack(self.source.path, directory, reserved)
 
 
 def _checked(

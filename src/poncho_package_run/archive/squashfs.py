@@ -11,6 +11,7 @@ import stat
 import subprocess
 import tempfile
 
+from .. import MARKER
 from ..machine.processors import usable
 from ..machine.signals import check
 from ..telling.errors import ArchiveError, DecoderUnavailable, Failure, InputOutputError
@@ -43,14 +44,17 @@ def recognises(head: bytes) -> bool:
     return head[:4] in (b"hsqs", b"sqsh")
 
 
-def unpack(source_path: bytes, target: bytes, reserved: bytes) -> None:
+def unpack(source_path: bytes, target: bytes, reserved: "Callable[[bytes], bool]") -> bytes:
     """Unpack an image into ``target``, an existing directory.
 
     After an error the remains are the caller's to remove.
 
     Args:
-        reserved: how the names begin that are this tool's own, in lower case; what has such a
-            name in the image, at any depth and in either case, is skipped.
+        reserved: whether a name is one of this tool's own; what has such a name in the image,
+            at any depth, is skipped.
+
+    Returns:
+        The beginning of a completion marker that was skipped; b"" if there was none at the top.
 
     Raises:
         ArchiveError: damaged, truncated, or with a device, fifo or socket.
@@ -70,13 +74,27 @@ def unpack(source_path: bytes, target: bytes, reserved: bytes) -> None:
         queues = ("-da", _QUEUE, "-fr", _QUEUE, "-p", str(usable()))
         for _ in _unsquashfs(image, "-n", "-no-xattrs", *queues, "-d", root):
             pass
+        marker = _packed_marker(root)
         _normalise(root, reserved)
         for name in os.listdir(root):
             _move(os.path.join(root, name), os.path.join(target, name))
         os.rmdir(root)
         os.rmdir(private)
+        return marker
     except OSError as error:
         raise failure(error, error.filename or target, -1)
+
+
+def _packed_marker(root: bytes) -> bytes:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(os.path.join(root, MARKER), flags)
+    except OSError:
+        return b""
+    try:
+        return os.read(handle, 1 << 16) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
+    finally:
+        os.close(handle)
 
 
 def _listing(image: bytes) -> "Iterator[bytes]":
@@ -157,7 +175,7 @@ def _failed(image: bytes, complaints: str) -> Failure:
     )
 
 
-def _normalise(root: bytes, reserved: bytes) -> None:
+def _normalise(root: bytes, reserved: "Callable[[bytes], bool]") -> None:
     """Give the tree the owner and the modes of any other that this user unpacks.
 
     What has a reserved name is removed.  ``root`` itself stays closed to others.
@@ -181,7 +199,7 @@ def _normalise(root: bytes, reserved: bytes) -> None:
                     os.chown(entry.path, *owner, follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode):
                     names += entry.name + b"/"
-                elif wanted is None or entry.name.lower().startswith(reserved):
+                elif wanted is None or reserved(entry.name):
                     os.unlink(entry.path)
                 elif not stat.S_ISLNK(status.st_mode):
                     mode = stat.S_IMODE(status.st_mode)
@@ -203,7 +221,7 @@ def _normalise(root: bytes, reserved: bytes) -> None:
         way.append((path, wanted, names, end + 1))
         name = bytes(names[at:end])
         path = os.path.join(path, name)
-        if wanted is None or name.lower().startswith(reserved):
+        if wanted is None or reserved(name):
             wanted = None
         else:
             wanted = stat.S_IMODE(os.lstat(path).st_mode) & 0o777 & ~umask

@@ -67,6 +67,10 @@ def activated(
 ) -> "Tuple[list, dict, bytes, bool]":
     """What to execute, as the arguments of ``execute``; a shell first if there are scripts."""
     before = variables()
+    if b":" in prefix:
+        from ..telling.refusal import check_prefix
+
+        check_prefix(prefix)
     environ = activate(prefix, before)
     left = before.get(b"CONDA_PREFIX", b"")
     # As conda does it, the scripts of the environment that was active end what they began.

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import time
 
 from ..machine.signals import FAULTS, check, numbers
 from ..telling import errors
@@ -115,11 +116,14 @@ def _wait(child: int, forwarded: list, hourly: "Optional[Callable[[], object]]")
     """Forward signals until the child has ended; its exit status."""
     # Orphans are given to process 1; whoever else has other children got them from its caller.
     reaped = -1 if os.getpid() == 1 else child
+    due = time.monotonic() + _HOUR
     while True:
-        number, code = _next([*forwarded, signal.SIGCHLD])
-        if not number:
+        number, code = _next([*forwarded, signal.SIGCHLD], due - time.monotonic())
+        if time.monotonic() >= due:
+            due = time.monotonic() + _HOUR
             if hourly is not None:
                 hourly()
+        if not number:
             continue
         if number != signal.SIGCHLD:
             if not _is_from_terminal(number, code, child):
@@ -147,13 +151,13 @@ def _send(child: int, number: int) -> None:
         pass  # it has become another user (sudo), and no one but that user can signal it
 
 
-def _next(numbers: list) -> tuple:
+def _next(numbers: list, seconds: float) -> tuple:
     """The next of these (blocked) signals, and the kernel's word on where it comes from.
 
-    The number is 0 if an hour has passed without any.
+    The number is 0 if so many seconds have passed without any.
     """
     if hasattr(signal, "sigtimedwait"):
-        info = signal.sigtimedwait(numbers, _HOUR)
+        info = signal.sigtimedwait(numbers, max(0, seconds))
         return (info.si_signo, info.si_code) if info is not None else (0, None)
     return signal.sigwait(numbers), None
 

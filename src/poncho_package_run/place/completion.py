@@ -4,10 +4,11 @@ Everything unusual is left to ``settle``: here it is only told that it is not th
 """
 
 import errno
+import fcntl
 import os
 import stat
 
-from .. import MARKER
+from .. import MARKER, OURS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
 # In the marker: its files were read after the machine had started anew, so they are on disk.
 ON_DISK = b'"on_disk": true'
 
+# What is being published inside a directory (see ``publication``).
+PUBLISHING = OURS + b"publishing"
+
 _SAFELY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LIMIT = 1 << 16
 
-# What open(2) says where there is none: no such file, a symlink, a FIFO's or a socket's name.
-_NONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EOPNOTSUPP)
+# What open(2) says where there is none for us: no such file, a symlink, a FIFO, a socket.
+_NONE = (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO)
 
 
 def ready_prefix(directory: bytes, archive: "Optional[bytes]") -> "Optional[bytes]":
@@ -39,9 +43,7 @@ def ready_prefix(directory: bytes, archive: "Optional[bytes]") -> "Optional[byte
     if marker is None:
         # Without a marker and without conda-pack's script there is nothing to be done, but who
         # would unpack has to wait for whoever may be doing so.
-        if archive is None and not _exists(directory + b"/bin/conda-unpack"):
-            return directory if is_prefix(directory) else None
-        return None
+        return directory if archive is None and _is_plain(directory) else None
     if marker[:1] != b"{":
         # The CCTools script's: the date.
         return directory if marker and is_prefix(directory) else None
@@ -56,7 +58,7 @@ def ready_prefix(directory: bytes, archive: "Optional[bytes]") -> "Optional[byte
                 return None
         prefix = marker.partition(b'"prefix": "')[2].partition(b'"')[0]
         below = prefix[len(directory) :]
-        if not prefix.startswith(directory) or below[:1] not in b"/" or b"/." in below:
+        if not prefix.startswith(directory) or b'"root": "%s"' % below[1:] not in marker:
             return None
         # Of another machine's restarts nothing is known here.
         if not (
@@ -67,7 +69,29 @@ def ready_prefix(directory: bytes, archive: "Optional[bytes]") -> "Optional[byte
             return None
     except OSError:
         return None
-    return prefix if marker.endswith(b"}\n") and b"\\" not in prefix else None
+    whole = marker.endswith(b"}\n") and b"\\" not in prefix and b"/." not in below
+    return prefix if whole and is_prefix(prefix) else None
+
+
+def _is_plain(directory: bytes) -> bool:
+    """Whether a directory without a marker is an environment that is used as it is.
+
+    That is not to be relocated, nor being unpacked: by us, where what is published inside the
+    directory is looked for last, or by the CCTools script, which holds a lock.
+    """
+    if _exists(directory + b"/bin/conda-unpack") or not is_prefix(directory):
+        return False
+    try:
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(handle)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # no locks here, or not to be opened: nobody to wait for
+    return not _exists(directory + b"/" + PUBLISHING) and not _exists(directory + b"/" + MARKER)
 
 
 def _has(marker: bytes, path: str) -> bool:

@@ -5,6 +5,7 @@ import os
 from ..relocation.elsewhere import packed_for
 from ..relocation.relocate import relocate
 from ..telling.errors import ArchiveError
+from ..telling.refusal import check_prefix
 from .marker import join, parse, prefix_of
 from .prefix import check_python, find_prefix
 
@@ -49,6 +50,7 @@ def relocate_fresh(
         )
     check_python(content, root, final)
     prefix = join(final, root)
+    check_prefix(prefix)
     # Where a directory that was relocated has been packed, its marker tells to where that was.
     packed = parse(tree.packed_marker) if tree.packed_marker else None
     rewritten: Optional[Callable[[bytes, int, Optional[List[Tuple[int, bytes]]]], None]] = None

@@ -5,6 +5,7 @@ locale: a warm start compares its bytes and does not parse it.
 """
 
 import os
+import stat
 
 from .. import MARKER, __version__
 from ..machine import process
@@ -62,6 +63,24 @@ def join(directory: bytes, root: bytes) -> bytes:
     return directory + b"/" + root if root else directory
 
 
+# Of the fields of a marker, those that are read again.
+_KINDS = {
+    "archive": str,
+    "archive_mtime_ns": int,
+    "archive_size": int,
+    "boot_id": str,
+    "host": str,
+    "machine_id": str,
+    "manifest": str,
+    "on_disk": bool,
+    "pid": int,
+    "prefix": str,
+    "root": str,
+    "time": str,
+    "version": str,
+}
+
+
 def put(directory: int, found: "Facts", scratch: "Optional[int]" = None) -> None:
     """Write the marker and have it on the disk.
 
@@ -83,6 +102,8 @@ def put(directory: int, found: "Facts", scratch: "Optional[int]" = None) -> None
         data = text.encode(*_TEXT) + b"\n"
         while data:
             data = data[os.write(handle, data) :]
+        if scratch is not None:
+            _give_way(handle, directory, scratch)
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -90,26 +111,33 @@ def put(directory: int, found: "Facts", scratch: "Optional[int]" = None) -> None
         os.rename(MARKER, MARKER, src_dir_fd=scratch, dst_dir_fd=directory)
 
 
+def _give_way(new: int, directory: int, scratch: int) -> None:
+    """Let the new marker be read by whom the old one is; what is no file is put out of the way."""
+    try:
+        old = os.lstat(MARKER, dir_fd=directory)
+        if stat.S_ISREG(old.st_mode):
+            os.fchmod(new, stat.S_IMODE(old.st_mode) & 0o777)
+            os.fchown(new, -1, old.st_gid)
+        elif stat.S_ISDIR(old.st_mode):
+            os.rename(MARKER, b"junk", src_dir_fd=directory, dst_dir_fd=scratch)
+    except (FileNotFoundError, PermissionError):
+        pass  # there was none; or it is another group's, to which we do not belong
+
+
 def parse(marker: bytes) -> "Optional[Facts]":
     """What a marker of ours says; None if it is damaged.  Anybody may have written it."""
     import json
 
     try:
-        found = json.loads(marker.decode(*_TEXT))
-        prefix, size, mtime_ns = found["prefix"], found["archive_size"], found["archive_mtime_ns"]
-        root, manifest = found.get("root"), found.get("manifest")
-        (prefix + (root or "")).encode(*_TEXT)
+        given = json.loads(marker.decode(*_TEXT))
+        found = {key: given[key] for key in _KINDS if type(given.get(key)) is _KINDS[key]}
+        json.dumps(found, ensure_ascii=False).encode(*_TEXT)
+        prefix, root = found["prefix"], found.get("root", "")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    if not (
-        (type(prefix) is str and prefix.startswith("/") and "\0" not in prefix)
-        and len(prefix) < 4096
-        and all(each is None or type(each) is int for each in (size, mtime_ns))
-        and (manifest is None or type(manifest) is str)
-        and (root is None or (type(root) is str and _is_below(root)))
-    ):
+    if not prefix.startswith("/") or "\0" in prefix or len(prefix) >= 4096 or not _is_below(root):
         return None
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def prefix_of(found: "Facts") -> bytes:

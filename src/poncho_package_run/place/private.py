@@ -105,9 +105,9 @@ class PrivateDirectory:
                 os.close(handle)
         self.descriptor = self.content = -1
 
-    def leave(self) -> None:
+    def leave(self, stay: bool = True) -> None:
         """Have it stay when the context ends: something in it is in use.  A sweep removes it."""
-        self._left = True
+        self._left = stay
 
     def sweep(self) -> None:
         """Remove what this user's dead runs have left in the same directory."""
@@ -149,8 +149,9 @@ def temporary() -> PrivateDirectory:
         CannotCreate: TMPDIR does not exist or may not be written.
         InputOutputError: it is full.
     """
-    parent = os.path.realpath(os.environb.get(b"TMPDIR") or b"/tmp")
+    parent = os.environb.get(b"TMPDIR") or b"/tmp"
     try:
+        parent = os.path.realpath(parent)
         return PrivateDirectory(parent, hidden=False)
     except OSError as error:
         raise kind_of(error)(

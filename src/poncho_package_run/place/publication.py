@@ -16,17 +16,16 @@ import os
 import stat
 import sys
 
-from .. import MARKER, OURS
+from .. import MARKER
 from ..telling.errors import CannotCreate
 from ..telling.failures import failure, located
 from ..tree.removal import empty
+from .completion import PUBLISHING
 from .private import HIDDEN, PrivateDirectory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, Set, Tuple
-
-PUBLISHING = OURS + b"publishing"
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
@@ -49,8 +48,6 @@ def can_be_replaced(directory: bytes) -> bool:
     status = os.stat(directory)
     if status.st_uid != os.geteuid() != 0:
         return False  # it would have another owner then
-    if os.listdir(directory):
-        return False  # only an empty one is replaced, and here lies what is not counted
     if status.st_dev != os.stat(parent).st_dev or directory in _mount_points():
         return False
     try:
@@ -88,7 +85,8 @@ def staging(directory: bytes) -> PrivateDirectory:
 
     Raises OSError: none can be made.
     """
-    if can_be_replaced(directory):
+    # Only an empty one is replaced, and there may be what does not count.
+    if can_be_replaced(directory) and not os.listdir(directory):
         try:
             private = PrivateDirectory(os.path.dirname(directory))
         except PermissionError:
@@ -113,6 +111,10 @@ def publish(private: PrivateDirectory, directory: bytes) -> bool:
     except OSError as error:
         if error.errno in _TAKEN:
             return False
+        if inside and error.errno == errno.ENOTDIR:
+            # Whoever has planted something else there: out of the way with it.
+            os.rename(target, private.path + b"/junk")
+            return publish(private, directory)
         error.filename = target
         raise failure(error, target)
     return complete(directory) if inside else True
@@ -151,10 +153,14 @@ def complete(directory: bytes) -> bool:
             )
         names = list(map(os.fsencode, os.listdir(handle)))
         for name in sorted(names, key=MARKER.__eq__):  # the marker last
-            _rename_up(name, handle, directory)
-        os.rmdir(path)
-    except FileNotFoundError:
-        pass  # another process was faster with the last of it
+            try:
+                _rename_up(name, handle, directory)
+            except FileNotFoundError:
+                pass  # another process was faster
+        try:
+            os.rmdir(path)
+        except OSError:
+            pass  # gone, or another came second, and takes his own away
     except OSError as error:
         if error.errno not in _TAKEN:
             raise located(error, directory)
@@ -163,15 +169,13 @@ def complete(directory: bytes) -> bool:
         )
     finally:
         os.close(handle)
-    return True
+    return os.path.lexists(directory + b"/" + MARKER)
 
 
 def _rename_up(name: bytes, source: int, directory: bytes) -> None:
     target = directory + b"/" + name
     try:
         os.rename(name, target, src_dir_fd=source)
-    except FileNotFoundError:
-        pass  # another process was faster
     except PermissionError:
         # A directory that its owner may not write cannot change its parent.
         mode = stat.S_IMODE(os.lstat(name, dir_fd=source).st_mode)

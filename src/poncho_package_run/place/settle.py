@@ -10,9 +10,9 @@ import os
 
 from .. import MARKER
 from ..machine import process
-from ..telling.errors import ArchiveError, CannotCreate, InputOutputError
+from ..telling.errors import ArchiveError, CannotCreate, Failure, InputOutputError
 from ..telling.failures import located
-from .completion import is_trusted, read_marker, untrusted
+from .completion import is_prefix, is_trusted, read_marker, untrusted
 from .marker import facts, is_unproven, join, parse, prefix_of, put, relocated, root_of
 from .prefix import find_prefix
 from .private import PrivateDirectory
@@ -61,7 +61,7 @@ def settle(directory: bytes, archive: "Optional[bytes]", report: "Report") -> "O
         if marker.strip() and marker[:1] != b"{":
             # The CCTools script's marker: the date. Of what it unpacked nothing more is known.
             return join(directory, _root(directory, archive))
-        return _marked(directory, archive, parse(marker), report)
+        return _marked(directory, archive, marker, report)
     except OSError as error:
         raise located(error, directory)
 
@@ -80,7 +80,7 @@ def at_once(directory: bytes, archive: "Optional[bytes]", report: "Report") -> "
     if found is None or root is None or is_unproven(found):
         return None
     prefix = join(directory, root)
-    if prefix_of(found) != prefix:
+    if prefix_of(found) != prefix or not is_prefix(prefix):
         return None
     _compare(directory, archive, found, report)
     return prefix
@@ -104,10 +104,11 @@ def _unmarked(directory: bytes, archive: "Optional[bytes]", report: "Report") ->
 
 
 def _marked(
-    directory: bytes, archive: "Optional[bytes]", found: "Optional[Facts]", report: "Report"
+    directory: bytes, archive: "Optional[bytes]", marker: bytes, report: "Report"
 ) -> "Optional[bytes]":
+    found = parse(marker)
     if found is None:
-        _set_aside(directory, archive, "its completion marker is cut off", report)
+        _set_aside(directory, archive, marker, "its completion marker is cut off", report)
         return None
     if is_unproven(found):
         from ..durability.survey import damage
@@ -115,12 +116,12 @@ def _marked(
         with report.phase("verify"):
             lost = damage(directory, found["manifest"])
         if lost:
-            _set_aside(directory, archive, lost, report)
+            _set_aside(directory, archive, marker, lost, report)
             return None
         _replace_marker(directory, dict(found, on_disk=True))
     _compare(directory, archive, found, report)
     root = root_of(found)
-    if root is None:
+    if root is None or not is_prefix(join(directory, root)):
         root = _root(directory, archive)
     prefix, before = join(directory, root), prefix_of(found)
     if before != prefix:
@@ -137,7 +138,7 @@ def _compare(
     directory: bytes, archive: "Optional[bytes]", found: "Facts", report: "Report"
 ) -> None:
     """Say so if the directory was unpacked from another archive."""
-    if archive is None or found["archive_size"] is None:
+    if archive is None or "archive_size" not in found:
         return
     try:
         status = os.stat(archive)
@@ -148,7 +149,8 @@ def _compare(
             )
         )
         return
-    if (status.st_size, status.st_mtime_ns) != (found["archive_size"], found["archive_mtime_ns"]):
+    told = found["archive_size"], found.get("archive_mtime_ns")
+    if (status.st_size, status.st_mtime_ns) != told:
         report.warn(
             "{} was unpacked from another archive than {} (size or time differ) and is used as it "
             "is; remove it to unpack again".format(os.fsdecode(directory), os.fsdecode(archive))
@@ -173,6 +175,10 @@ def _relocate(
             put(handle, found, private.descriptor)
         except CannotCreate:
             return False  # a file's owner could not be kept, for one
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            return False  # something else is mounted below it
         finally:
             os.close(handle)
             os.close(own)
@@ -180,23 +186,23 @@ def _relocate(
 
 
 def _replace_marker(directory: bytes, found: "Facts") -> None:
-    private = _private_in(directory)
-    if private is None:
-        return  # it cannot be written: the next run will compare again
-    with private:
-        handle = os.open(directory, _OPEN)
-        try:
+    handle = os.open(directory, _OPEN)
+    try:
+        with PrivateDirectory(directory) as private:
             put(handle, found, private.descriptor)
-        finally:
-            os.close(handle)
+    except (OSError, Failure):
+        pass  # it may not be written, or is full: the next run will compare again
+    finally:
+        os.close(handle)
 
 
 def _sweep(directory: bytes) -> None:
     """Remove what the dead have left who began what was completed here."""
-    private = _private_in(directory)
-    if private is not None:
-        with private:
+    try:
+        with PrivateDirectory(directory) as private:
             private.sweep()
+    except (OSError, Failure):
+        pass  # it may not be written, or is full: what is left waits for another
 
 
 def _private_in(directory: bytes) -> "Optional[PrivateDirectory]":
@@ -210,7 +216,7 @@ def _private_in(directory: bytes) -> "Optional[PrivateDirectory]":
 
 
 def _set_aside(
-    directory: bytes, archive: "Optional[bytes]", damage: str, report: "Report"
+    directory: bytes, archive: "Optional[bytes]", marker: bytes, damage: str, report: "Report"
 ) -> None:
     """Move what is damaged aside, if there is an archive to take its place."""
     name = os.fsdecode(directory)
@@ -231,14 +237,26 @@ def _set_aside(
     with private, report.phase("clear"):
         if beside:
             os.rename(directory, private.content_path)
-            os.mkdir(directory)
-            handle = os.open(directory, _OPEN)
+            if read_marker(private.content_path) != marker:
+                # Another process has done this meanwhile, and it is his that was moved.
+                private.leave()
+                os.rename(private.content_path, directory)
+                private.leave(False)
+                return
             try:
+                os.mkdir(directory)
+            except FileExistsError:
+                pass  # by another start, which waits for its lock
+            else:
+                handle = os.open(directory, _OPEN)
                 make_alike(handle, private.content_path)
-            finally:
                 os.close(handle)
+        elif read_marker(directory) != marker:
+            return
         else:
-            # The marker last: until then it is as damaged as before.
+            # An empty marker says to everybody that this is damaged, until all else is gone.
+            os.close(os.open(private.path + b"/" + MARKER, os.O_WRONLY | os.O_CREAT, 0o644))
+            os.rename(private.path + b"/" + MARKER, directory + b"/" + MARKER)
             for each in sorted(entries(directory), key=MARKER.__eq__):
                 os.rename(directory + b"/" + each, private.content_path + b"/" + each)
         if process.uses(private.path):

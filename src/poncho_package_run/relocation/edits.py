@@ -44,6 +44,17 @@ _PIECES = 1 << 20
 
 _ZEROS = bytes(4096)
 
+# The room of an earlier prefix in a text.  It is no placeholder, which nobody else would write: it
+# may be as short as ``/env``, and counts only where it is a path by itself.
+PATH = -1
+
+# What goes on with a name in a path.
+_WORD = frozenset(
+    bytes((each,))
+    for each in range(256)
+    if each > 127 or chr(each).isalnum() or chr(each) in "._-"
+)
+
 
 class TooLong(Exception):
     """The prefix is longer than what a placeholder has room for in a string.
@@ -67,7 +78,7 @@ def edits_of(
     room = len(placeholder) if binary else 0
     edits = [(placeholder, binary, room)]
     if previous is not None and previous != placeholder and not len(previous) > room > 0:
-        edits.insert(0, (previous, binary, room))
+        edits.insert(0, (previous, binary, room if binary else PATH))
     return [edit for edit in edits if edit[0] != prefix]
 
 
@@ -106,7 +117,12 @@ def changes(content: "Union[bytes, Contents]", edit: "Edit", prefix: bytes) -> "
     Raises:
         TooLong: see there.
     """
-    sought, binary, _ = edit
+    sought, binary, room = edit
+    if room == PATH:
+        for found in _occurrences(content, sought, prefix):
+            if _is_path(content, found, found + len(sought)):
+                yield found, len(sought), prefix
+        return
     if not binary:
         yield from _replaced_text(content, sought, prefix)
         return
@@ -140,6 +156,23 @@ def _replaced_text(
         size = len(part) - len(pieces.pop())
         yield found, size, prefix.join([*pieces, b""])
         found = next(_occurrences(content, sought, prefix, found + size), -1)
+
+
+def _is_path(content: "Union[bytes, Contents]", start: int, stop: int) -> bool:
+    """Whether what stands there is a path, or begins one: not part of another (``/usr/bin/env``,
+    ``/env-data``). It may follow a flag of one letter (``-L``), or the ``//`` of a URL.
+    """
+    around = content.around if isinstance(content, Contents) else content.__getitem__
+    before, behind = around(slice(max(0, start - 2), start)), around(slice(stop, stop + 1))
+    if behind and behind in _WORD:
+        return False
+    last = before[-1:]
+    return (
+        not last
+        or (last not in _WORD and last != b"/")
+        or before == b"//"
+        or (before[:1] == b"-" and last.isalpha())
+    )
 
 
 def _filled_up(
@@ -226,6 +259,10 @@ class Contents:
         """What of it is in the window, from what was found last."""
         return self._data[where.start - self._at : where.stop - self._at]
 
+    def around(self, where: slice) -> bytes:
+        """What of it may be outside the window; for a file that is not changed meanwhile."""
+        return os.pread(self._handle, where.stop - where.start, where.start)
+
     def find(self, sought: bytes, start: int = 0, stop: int = sys.maxsize) -> int:
         while True:
             if not self._at <= start <= self._at + len(self._data) - len(sought):
@@ -287,7 +324,7 @@ def edit_file(
     for edit in edits:
         contents = Contents(handle, look)
         found = changes(contents, edit, prefix)
-        if len(prefix) <= len(edit[0]):
+        if len(prefix) <= len(edit[0]) and edit[2] != PATH:
             written = _carry_out(contents, handle, found, True)
         elif next(found, None) is not None:
             splice(handle, lambda copy: changes(copy, edit, prefix), spare, look)  # noqa: B023

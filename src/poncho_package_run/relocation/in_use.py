@@ -10,11 +10,11 @@ import errno
 import os
 import stat
 
-from .. import OURS
 from ..machine.signals import check
 from ..telling.errors import CannotCreate, RelocationError
 from ..telling.messages import printable
 from ..tree.directories import Directories
+from ..tree.names import is_ours
 from .edits import Contents, TooLong, holds, write
 from .relocate import NEW, Editor, batches, fail, is_program, open_record, signing_is_needed
 
@@ -196,7 +196,7 @@ class _Replacement:
                 status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                 path = parent + b"/" + name if parent else name
                 if stat.S_ISDIR(status.st_mode):
-                    if not name.startswith(OURS):
+                    if not is_ours(name):
                         below.append(path)
                 elif status.st_nlink > 1:
                     number, recorded = self._linked.get((status.st_dev, status.st_ino), (-1, path))

@@ -7,10 +7,10 @@ stands one list, with a tuple ``(path, placeholder, mode)`` on each line.
 import os
 import stat
 
-from .. import OURS
 from ..telling.errors import ArchiveError
 from ..telling.messages import printable
 from ..tree.directories import Directories, components
+from ..tree.names import is_ours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def records(directory: int) -> "Iterator[Tuple[bytes, bytes, bool]]":
             # Most paths are plain, and need no second look; a file of this tool has a leading dot.
             if b"/." in path or b"//" in path or path[:1] in b"./" or path[-1:] == b"/":
                 parts = components(path)
-                if any(part.lower().startswith(OURS) for part in parts):
+                if is_ours(b"/".join(parts)):
                     raise malformed("the record of " + printable(path) + ", a file of this tool,")
                 path = b"/".join(parts)
             yield path, placeholder, mode == b"binary"

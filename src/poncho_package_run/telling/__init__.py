@@ -4,4 +4,4 @@ In: what happened.  Out: lines on stderr, an exit status.  Promised: one line ea
 names the path and ends with what to do.
 """
 
-__all__ = ["errors", "explain", "failures", "help", "messages", "refusal", "report"]
+__all__ = ["errors", "explain", "failures", "help", "messages", "refusal", "report", "usage"]
