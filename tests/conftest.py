@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional, Union
 
 import pytest
 
-from support import environments
+from support import crash, environments
 
 Word = Union[str, bytes, "os.PathLike[str]"]
 Variables = Mapping[str, Union[str, bytes, Path, None]]
@@ -54,6 +54,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> environments.Enviro
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tar.gz environment that unpacks in milliseconds; its bin/hello prints its arguments."""
     return environments.tiny(tmp_path_factory.mktemp("tiny") / "tiny.tar.gz")
+
+
+@pytest.fixture
+def ground(artifact: Path) -> Iterator[Callable[..., crash.Place]]:
+    """Make the place of a scenario, in a folder that other users may enter too."""
+    with tempfile.TemporaryDirectory() as root:
+        os.chmod(root, 0o755)
+        yield lambda format="tar.gz": crash.Place(Path(root, "place"), artifact, format)
 
 
 @pytest.fixture

@@ -9,11 +9,15 @@ records, zip headers and prefix records, and packs the result anew where that is
 for.  An input fails when anything outside the target changes, when it ends in anything but
 success or a ``Failure``, when it takes more than 5 s or 64 MiB, and when the manifest does
 not agree with the tree that was made.
+
+Then as many files of random contents are relocated, and compared with what conda-unpack's own code
+makes of them.
 """
 
 import argparse
 import bz2
 import collections
+import concurrent.futures
 import gzip
 import hashlib
 import lzma
@@ -42,6 +46,7 @@ from poncho_package_run.durability.manifest import Manifest  # noqa: E402
 from poncho_package_run.durability.survey import damage  # noqa: E402
 from poncho_package_run.telling.errors import Failure  # noqa: E402
 from poncho_package_run.telling.report import Report  # noqa: E402
+from support import relocations  # noqa: E402
 from support.tars import (  # noqa: E402
     BLOCK,
     checksum,
@@ -115,7 +120,7 @@ class Place:
     def __init__(self, path: bytes) -> None:
         self.path = path
         self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        self.manifest = Manifest(path)
+        self.manifest = Manifest(self.descriptor, path)
 
 
 def unpack(archive: Path, target: bytes) -> bool:
@@ -517,6 +522,9 @@ class Worker:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=100_000)
+    parser.add_argument(
+        "--contents", type=int, help="files to relocate; as many as runs if not given"
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--failures", default=os.path.join(tempfile.gettempdir(), "fuzz-failures"))
@@ -552,7 +560,29 @@ def main() -> int:
         f"seed {options.seed}: {counts.total()} inputs, {counts[b'unpacked']} unpacked, "
         f"{counts[b'refused']} refused, {counts[b'FAILED'] + ended_badly} failed"
     )
-    return bool(counts[b"FAILED"] or ended_badly or counts.total() < options.runs)
+    failed = bool(counts[b"FAILED"] or ended_badly or counts.total() < options.runs)
+    return compare_contents(options) or failed
+
+
+def compare_contents(options: argparse.Namespace) -> bool:
+    """Relocate random contents beside conda-unpack's code; whether any differed."""
+    count = options.runs if options.contents is None else options.contents
+    step = 500
+    found: collections.Counter[str] = collections.Counter()
+    with concurrent.futures.ProcessPoolExecutor(options.jobs) as pool:
+        seeds = [f"{options.seed}.{number}" for number in range(0, count, step)]
+        results = [pool.submit(relocations.check_many, step, seed) for seed in seeds]
+        try:
+            for result in results:
+                found += result.result()
+        except AssertionError as error:
+            print(f"contents differ from conda-unpack's: {error}")
+            return True
+    print(
+        f"seed {options.seed}: {found.total()} contents, {found['changed']} relocated as by "
+        f"conda-unpack, {found['left']} left, {found['refused']} refused, 0 failed"
+    )
+    return False
 
 
 if __name__ == "__main__":

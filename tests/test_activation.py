@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -111,6 +112,7 @@ def fresh(path, rest=None):
         "CONDA_DEFAULT_ENV": str(path),
         "CONDA_SHLVL": "1",
         "PYTHONNOUSERSITE": "1",
+        "PONCHO_PREFIX": str(path),
     }
 
 
@@ -253,6 +255,7 @@ def test_16_venv(changes, tmp_path):
         "PATH": first(venv.path, "/usr/bin:/bin"),
         "VIRTUAL_ENV": str(venv.path),
         "PYTHONNOUSERSITE": "1",
+        "PONCHO_PREFIX": str(venv.path),
         "CONDA_PREFIX": None,
         "CONDA_PREFIX_1": None,
         "CONDA_SHLVL": None,
@@ -337,6 +340,43 @@ def test_20_variables_that_are_of_the_wrong_kind(run, prefix):
     assert b"conda-meta/state" in result.stderr
 
 
+HOSTILE = ["/dev/zero", "/dev/stdin", "fifo", "directory", "long"]
+
+
+@pytest.mark.parametrize("name", ["etc/conda/env_vars.d/a.json", "conda-meta/state"])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_20_what_is_no_file_or_never_ends(run, prefix, name, kind):
+    prefix.write("etc/conda/env_vars.d/good.json", json.dumps({"GOOD": "x"}))
+    path = prefix.path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "long":
+        path.write_text(json.dumps({"env_vars": {"A": " " * (1 << 20)}}))
+    else:
+        path.symlink_to(kind)
+    reader, writer = os.pipe()
+    words = ["-e", prefix.path, "env", "-0"]
+    result = run(*words, stdin=reader, timeout=20, check=True, preexec_fn=limit_memory)
+    os.close(reader)
+    os.close(writer)
+    assert parsed(result.stdout)["GOOD"] == "x"
+    assert "A" not in parsed(result.stdout)
+    assert os.fsencode(path) in result.stderr
+    assert result.stderr.count(b"\n") == 1
+
+
+def limit_memory():
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+
+
+def test_20_poncho_prefix_is_the_environments(changes, prefix):
+    # One of an environment around this one would lead tasks to its programs.
+    assert changes(env={"PONCHO_PREFIX": "/outer"}) == fresh(prefix.path)
+
+
 class TestScripts:
     def test_21_in_order(self, changes, prefix, shell):
         prefix.write("poncho/set_env", 'export ORDER="$ORDER set_env"; export GIVEN="$1"\n')
@@ -366,7 +406,6 @@ class TestScripts:
         assert result.stderr == b"out\nerr\n"
 
     FAILING = {
-        "last command": ("export A=1; false", 1),
         "return": ("export A=1; return 3", 3),
         "exit": ("export A=1; exit 4", 4),
         "exit after set --": ("export A=1; set -- a b c d; exit 4", 4),
@@ -385,6 +424,37 @@ class TestScripts:
         assert result.stdout == b"<1><1><a b><><*><c\nd>"
         told = LINE.format(failing, status).encode()
         assert [told in line for line in result.stderr.splitlines()].count(True) == 1
+
+    MERELY_FALSE = {
+        "false": "false",
+        "a test": '[ -n "$NO_SUCH_VARIABLE" ]',
+        "a test and more": '[ -n "$NO_SUCH_VARIABLE" ] && export B=1',
+        "grep": "echo a | grep -q b",
+        "exit 0": "exit 0",
+    }
+
+    @pytest.mark.parametrize("text", MERELY_FALSE.values(), ids=MERELY_FALSE)
+    def test_24_a_last_test_that_was_false_is_no_failure(self, run, prefix, shell, text):
+        prefix.script("a.sh", f"export A=1\n{text}\n")
+        result = run("-e", prefix.path, "sh", "-c", "echo $A", wrapper=shell, check=True)
+        assert (result.stdout, result.stderr) == (b"1\n", b"")
+
+    @pytest.mark.parametrize("kind", ["fifo", "directory", "device", "dangling"])
+    def test_24_what_is_no_file_is_told_and_passed_over(self, run, prefix, shell, kind):
+        path = prefix.script("a.sh", "")
+        prefix.script("b.sh", "export B=1\n")
+        path.unlink()
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "directory":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero" if kind == "device" else "/no/such/file")
+        command = ["sh", "-c", "echo $B"]
+        result = run("-e", prefix.path, *command, wrapper=shell, timeout=20, check=True)
+        assert result.stdout == b"1\n"
+        assert LINE.format(path, 126).encode() in result.stderr
+        assert result.stderr.count(b"\n") == 1
 
     ENDING = {
         "exit 0": "exit 0",
@@ -576,6 +646,63 @@ class TestScripts:
         assert tool.stdout.read() == b""
 
 
+class TestLeaving:
+    """The scripts that end what the environment active in the caller had begun."""
+
+    @pytest.fixture
+    def outer(self, tmp_path):
+        outer = Prefix(tmp_path / "outer")
+        text = 'export ORDER="$ORDER {0}" SEEN{0}="$CONDA_PREFIX"\n'
+        for name in "ac":
+            outer.write(f"etc/conda/deactivate.d/{name}.sh", text.format(name))
+        text = "export ORDER=\"$ORDER b\"; unset OUTER PROJ_DATA; exit 3\n"
+        outer.write("etc/conda/deactivate.d/b.sh", text)
+        return outer
+
+    @staticmethod
+    def active(outer):
+        return {
+            "CONDA_PREFIX": str(outer.path),
+            "CONDA_SHLVL": "1",
+            "OUTER": "1",
+            "PROJ_DATA": "outer",
+            "PATH": f"{outer.path}/bin:{os.environ['PATH']}",
+        }
+
+    @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "none of its own"])
+    def test_38_in_reverse_order_and_before_what_is_entered(
+        self, run, prefix, outer, shell, scripts
+    ):
+        if scripts:
+            prefix.script("x.sh", 'export ORDER="$ORDER x" SEENx="$CONDA_PREFIX"\n')
+        prefix.write("conda-meta/state", json.dumps({"env_vars": {"PROJ_DATA": "mine"}}))
+        result = run("-e", prefix.path, "env", "-0", env=self.active(outer), wrapper=shell)
+        after = parsed(result.stdout)
+        assert after["ORDER"] == " c b a" + (" x" if scripts else "")
+        assert after["SEENc"] == after["SEENa"] == str(outer.path)
+        assert after.get("SEENx", str(prefix.path)) == str(prefix.path)
+        assert "OUTER" not in after
+        assert after["PROJ_DATA"] == "mine"
+        assert after["CONDA_PREFIX"] == after["PONCHO_PREFIX"] == str(prefix.path)
+        assert after["CONDA_PREFIX_1"] == str(outer.path)
+        assert after["PATH"] == first(prefix.path)
+        path = outer.path / "etc/conda/deactivate.d/b.sh"
+        assert result.stderr == LINE.format(path, 3).encode() + (
+            b" the command is run without what it would have set\n"
+        )
+
+    def test_38_not_of_the_same_environment(self, run, outer):
+        env = self.active(outer)
+        after = parsed(run("-e", outer.path, "env", "-0", env=env, check=True).stdout)
+        assert after["OUTER"] == "1"
+
+    @pytest.mark.parametrize("value", ["", "relative", "/no/such/directory"])
+    def test_38_not_of_what_is_no_environment(self, variables_of, prefix, outer, value, tmp_path):
+        outer.path.rename(tmp_path / "relative")
+        env = {"CONDA_PREFIX": value, "CONDA_SHLVL": "1", "OUTER": "1"}
+        assert variables_of(env=env, cwd=tmp_path)["OUTER"] == "1"
+
+
 class TestAgainstCondaPack:
     def sourced(self, environ, prefix):
         """What bash has after sourcing the activate script that conda-pack has put there."""
@@ -606,6 +733,7 @@ class TestAgainstCondaPack:
             "CONDA_DEFAULT_ENV": str(kept),
             "CONDA_SHLVL": "1",
             "PYTHONNOUSERSITE": "1",
+            "PONCHO_PREFIX": str(kept),
             "SHOWPREFIX_MODE": "from env_vars.d",
             "SHOWPREFIX_BOTH": "from state",
             "STATE_VARIABLE": "from state",

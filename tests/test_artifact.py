@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from support import interpreters, tars
+from support.commands import need
+from support.messages import refused
 
 TOP = Path(__file__).parents[1]
 DIST = TOP / "dist" / "poncho_package_run.pyz"
@@ -117,6 +119,36 @@ class TestEveryInterpreter:
         assert result.returncode == 65
         assert result.stderr.count(b"\n") == 1
         assert result.stderr.startswith(b"poncho_package_run: ")
+
+
+class TestPyPy:
+    """An interpreter that is not CPython, and lacks some of what that has."""
+
+    @pytest.fixture
+    def pypy(self):
+        return need("pypy3")
+
+    @pytest.mark.parametrize("format", ["tar.gz", "tar.zst", "zip"])
+    def test_unpacks_relocates_and_runs(self, run, environment, tmp_path, pypy, format):
+        kept = tmp_path / "kept"
+        for _ in ("cold", "warm"):
+            words = ["-e", environment.archive(format), "-d", kept, "showprefix"]
+            result = run(*words, interpreter=pypy, check=True)
+            assert result.stdout.decode() == prefix_line(kept)
+            assert result.stderr == b"showprefix is active\n"
+
+    def test_runs_in_a_temporary_environment(self, run, environment, tmp_path, pypy):
+        words = ["-e", environment.archive(n_threads=4), "sh", "-c", "showprefix; exit 7"]
+        result = run(*words, interpreter=pypy)
+        assert (result.returncode, result.stderr) == (7, b"showprefix is active\n")
+        assert result.stdout.decode().startswith(str(tmp_path / "tmp"))
+        assert os.listdir(tmp_path / "tmp") == []
+
+    def test_says_what_is_wrong_without_a_traceback(self, run, tmp_path, pypy):
+        (tmp_path / "bad").write_bytes(tars.member(b"../x", b"y") + tars.END)
+        refused(run("-e", tmp_path / "bad", "true", interpreter=pypy), 65)
+        (tmp_path / "env" / "conda-meta").mkdir(parents=True)
+        refused(run("-e", tmp_path / "env", "no-such-command", interpreter=pypy), 127)
 
 
 class TestTooOld:

@@ -241,7 +241,7 @@ def test_taskvine_task_through_a_symlink(cached_package, sandbox, variables):
     seen = recorded(sandbox.sh("env/bin/run_in_env ./command", variables))
     assert os.path.realpath(seen["prefix"]) == str(cached_package)
     assert os.path.realpath(seen["environ"]["CONDA_PREFIX"]) == str(cached_package)
-    assert seen["environ"]["PONCHO_PREFIX"] == str(sandbox.task / "env")
+    assert seen["environ"]["PONCHO_PREFIX"] == str(cached_package)
 
 
 def prepare(directory, variables):
@@ -327,6 +327,21 @@ def test_tool_packed_into_an_environment(package, sandbox, variables):
     bare = {**variables, b"PATH": os.fsencode(programs)}
     seen = recorded(sandbox.sh(UNPACK + "output/bin/run_in_env ./command", bare))
     assert seen["prefix"] == str(sandbox.task / "output")
+
+
+def test_task_wrapper(artifact, environment, sandbox, variables):
+    """A worker's or factory's ``--task-wrapper``, which is put before /bin/sh -c and the task."""
+    sandbox.put("poncho_package_run", artifact)
+    sandbox.put("env.tar.gz", environment.archive(scripts=False))
+    sandbox.put("command", RECORDER)
+    wrapper = "./poncho_package_run -e env.tar.gz -u env --"
+    task = "X=\"two  words\"; exec ./command \"$X\" $((6 * 7)) | cat"
+    for _ in ("cold", "warm"):
+        seen = recorded(sandbox.sh(f"{wrapper} /bin/sh -c '{task}'", variables))
+        assert seen["argv"] == ["./command", "two  words", "42"]
+        assert seen["prefix"] == seen["environ"]["PONCHO_PREFIX"]
+    assert sandbox.sh(f"{wrapper} /bin/sh -c 'exit 7'", variables).returncode == 7
+
 
 
 @pytest.mark.parametrize("place", ["", '-d "$WORK_QUEUE_SANDBOX"/inner'], ids=["temporary", "kept"])

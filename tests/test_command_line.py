@@ -1,6 +1,8 @@
 """Contract 1, the command line: a test for each row of its table and each rule below it."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -237,6 +239,55 @@ def test_without_a_command_a_temporary_environment_is_tried_out(run, tiny, tmp_p
 def test_without_a_command_a_bad_archive_is_found(run, tmp_path):
     (tmp_path / "bad").write_bytes(b"not an archive")
     refused(run("-e", tmp_path / "bad"), 65, str(tmp_path / "bad"))
+
+
+class TestOptionsOfCCTools:
+    """What poncho_package_run and python_package_run had, in any release, does not stop a task."""
+
+    @pytest.mark.parametrize("option", ["-k", "--keep-alive", "-r", "--remove-locking"])
+    @pytest.mark.parametrize("place", [[], ["-u", "kept"]], ids=["temporary", "kept"])
+    def test_it_is_accepted(self, run, tiny, tmp_path, option, place):
+        for words in ([option, "-e", tiny], ["-e", tiny, option]):
+            result = run(*words, *place, "--", "hello", option, cwd=tmp_path, check=True)
+            assert result.stdout == f"hello {option}\n".encode()
+            assert result.stderr == b""
+        assert os.listdir(tmp_path / "tmp") == []
+
+    @pytest.mark.parametrize("option", ["-n", "--no-command"])
+    def test_without_its_command_the_environment_is_prepared(self, run, tiny, tmp_path, option):
+        result = run("-e", tiny, "-u", "kept", option, "hello", cwd=tmp_path, check=True)
+        assert (result.stdout, result.stderr) == (b"", b"")
+        assert (tmp_path / "kept" / "bin" / "hello").is_file()
+
+
+@pytest.mark.parametrize("option", ["--help", "--version", "--help-env-creation"])
+@pytest.mark.parametrize("how", [">&-", ">/dev/full", ">&- 2>&-", "2>&-", "<&-"])
+@pytest.mark.parametrize("direct", [True, False], ids=["directly", "by python3"])
+def test_a_text_that_cannot_be_written(artifact, variables, option, how, direct):
+    first = [] if direct else [sys.executable]
+    words = ["sh", "-c", f'exec "$@" {how}', "sh", *first, artifact, option]
+    result = subprocess.run(words, env=variables, capture_output=True)
+    if "2>&-" in how or "<&-" in how:
+        assert result.returncode == (74 if ">&- " in how else 0)
+        assert result.stderr == b""
+    else:
+        refused(result, 74, "stdout")
+
+
+@pytest.mark.parametrize("option", ["-d", "--unpack-to=", "-u"])
+def test_a_relative_directory_when_the_working_directory_is_gone(run, tiny, tmp_path, option):
+    (tmp_path / "work").mkdir()
+    wrapper = ["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh"]
+    words = [f"{option}kept"] if option[-1] == "=" else [option, "kept"]
+    result = run("-e", tiny, *words, "hello", wrapper=wrapper, cwd=tmp_path / "work")
+    refused(result, 73, "kept", "working directory", "/")
+
+
+def test_pythoninspect_does_not_keep_the_interpreter(run, tiny, tmp_path):
+    env = {"PYTHONINSPECT": "1"}
+    assert run("-e", tiny, "sh", "-c", "exit 7", env=env).returncode == 7
+    refused(run("-e", tiny, "no-such-command", env=env), 127)
+    refused(run("-e", tmp_path / "nowhere", env=env), 66)
 
 
 @pytest.mark.parametrize(

@@ -1,33 +1,45 @@
-"""Absent or complete: killed at any system call, the next run succeeds and leaves nothing behind.
+"""Absent or complete: killed or stopped at any system call, whatever the next run finds.
 
-A sample; ``make sweep`` goes through more than a thousand points.
+A sample; ``make sweep`` goes through thousands of points.
 """
 
 import pytest
+import sweep
 
-from support import crash
+from support import crash, scenarios
 
-# 72 points in all.
-ROWS = [
-    (crash.Scenario, "tar.gz", 12),
-    (crash.Scenario, "tar.gz -j", 6),
-    (crash.Scenario, "zip", 6),
-    (crash.TakenOver, "tar.gz", 8),
-    (crash.Refused, "tar.gz", 6),
-    (crash.Restarted, "tar.gz", 6),
-    (crash.Damaged, "tar.gz", 8),
-    (crash.Temporary, "tar.gz", 12),
-    (crash.Directory, "tar.gz", 8),
+KILLED = [
+    (scenarios.Scenario, "tar.gz", 12),
+    (scenarios.Scenario, "tar.gz -j", 6),
+    (scenarios.Scenario, "zip", 6),
+    (scenarios.Empty, "tar.gz", 6),
+    (scenarios.TakenOver, "tar.gz", 8),
+    (scenarios.Refused, "tar.gz", 6),
+    (scenarios.Restarted, "tar.gz", 6),
+    (scenarios.Damaged, "tar.gz", 8),
+    (scenarios.Moved, "tar.gz", 8),
+    (scenarios.Temporary, "tar.gz", 12),
+    (scenarios.Directory, "tar.gz", 8),
+    (scenarios.Unmarked, "tar.gz", 6),
+    (scenarios.Contained, "tar.gz", 8),
+    (scenarios.UnpackedByHand, "tar.gz", 6),
+    (scenarios.WorkingDirectory, "tar.gz", 8),
+    (scenarios.MountPoint, "tar.gz", 10),
+    (scenarios.TakenOverMountPoint, "tar.gz", 8),
+    (scenarios.DamagedMountPoint, "tar.gz", 8),
+    (scenarios.DefaultAcl, "tar.gz", 6),
+    (scenarios.UnwritableParent, "tar.gz", 8),
+    (scenarios.KilledInside, "tar.gz", 5),
+    (scenarios.KilledOutside, "tar.gz", 5),
+    (scenarios.TemporaryKilledInside, "tar.gz", 5),
+    (scenarios.TemporaryKilledOutside, "tar.gz", 5),
+    (scenarios.MountPointKilledInside, "tar.gz", 5),
 ]
 
 
-@pytest.mark.parametrize(
-    "scenario, format, count", ROWS, ids=[f"{row[0].__name__}-{row[1]}" for row in ROWS]
-)
-def test_a_run_killed_anywhere_leaves_nothing_to_the_next(
-    artifact, tmp_path, scenario, format, count
-):
-    killed = scenario(crash.Place(tmp_path / "place", artifact, format))
+@pytest.mark.parametrize("scenario, format, count", KILLED, ids=scenarios.name_of)
+def test_a_run_killed_anywhere_leaves_nothing_to_the_next(ground, scenario, format, count):
+    killed = scenario(ground(format))
     points = killed.points()
     chosen = [points.index(point) for point in crash.spread(points, count)]
     assert len(chosen) == count
@@ -38,3 +50,16 @@ def test_a_run_killed_anywhere_leaves_nothing_to_the_next(
                 at -= 1
         except AssertionError as error:
             raise AssertionError(f"killed at {points[at].name}:{points[at].number}: {error}")
+
+
+@pytest.mark.parametrize("locks", ["locks exclude", "locks are granted to both"])
+@pytest.mark.parametrize("scenario", scenarios.OVERTAKEN, ids=scenarios.name_of)
+def test_a_run_stopped_anywhere_and_overtaken_does_no_harm_when_it_goes_on(ground, scenario, locks):
+    stopped = scenario(ground())
+    points = [point for point in stopped.points() if point.name != "flock"]
+    calls = () if locks == "locks exclude" else (sweep.ANYBODY,)
+    for point in crash.spread(points, 4):
+        try:
+            stopped.overtake(point, *calls)
+        except AssertionError as error:
+            raise AssertionError(f"stopped at {point.name}:{point.number}: {error}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support import crash, process, tracing, trees
+from support import crash, process, scenarios, tracing, trees
 from support.commands import missing, need
 from support.messages import PREFIX, refused
 
@@ -33,7 +33,7 @@ ERRORS = {
 _STARTING = ("clone", "clone3", "vfork", "pipe2", "execve", "wait4", "rt_sigtimedwait")
 
 
-class Temporary(crash.Temporary):
+class Temporary(scenarios.Temporary):
     """With one thread: several that remove a tree may meet the fault each, and once more."""
 
     def __init__(self, place):
@@ -110,7 +110,7 @@ def judge(scenario, point, error):
 ROWS = [(crash.Scenario, "tar.gz", error) for error in ERRORS]
 ROWS += [
     (scenario, "tar.gz", error)
-    for scenario in (Temporary, crash.Directory)
+    for scenario in (Temporary, scenarios.Directory)
     for error in ("ENOSPC", "EIO", "EACCES")
 ]
 ROWS += [(crash.Scenario, "zip", "EIO"), (crash.Scenario, "tar.gz -j", "EMFILE")]

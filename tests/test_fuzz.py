@@ -15,7 +15,7 @@ from support.trees import differences, snapshot
 
 
 def test_1000_mutated_archives(tmp_path):
-    command = [sys.executable, fuzz.__file__, "--runs", "1000", "--jobs", "1"]
+    command = [sys.executable, fuzz.__file__, "--runs", "1000", "--jobs", "1", "--contents", "500"]
     result = subprocess.run(
         [*command, "--failures", tmp_path / "failures"], capture_output=True, text=True
     )

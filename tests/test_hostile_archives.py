@@ -378,7 +378,6 @@ HARD_LINKS: dict[str, Case] = {
     "to-empty-name": Refused(b"h", env(hardlink(b"h", b""))),
     "to-directory": Refused(b"h", env(directory(b"d/"), hardlink(b"h", b"d"))),
     "to-the-root": Refused(b"h", env(hardlink(b"h", b"."))),
-    "to-the-unpacking-marker": Refused(b"h", env(hardlink(b"h", b".poncho_package_run_unpacking"))),
     "through-a-link": Refused(
         b"h", lambda w: environment(symlink(b"d", w.outside), hardlink(b"h", b"d/secret.txt"))
     ),
@@ -814,11 +813,12 @@ MARK, UNDER_WAY, MANIFEST = OURS + b"expanded", OURS + b"unpacking", OURS + b"ma
 
 RESERVED: dict[str, Case] = {
     "marker-as-file": Unpacked(GOOD_TREE, env(x(MARK, b"{}"), member(b"f", b"x"))),
-    "marker-as-directory": Refused(MARK, env(directory(MARK + b"/"))),
+    "marker-as-directory": Unpacked({}, env(directory(MARK + b"/"))),
     "marker-as-symlink": Unpacked({}, lambda w: environment(symlink(MARK, w.secret))),
     "marker-as-hard-link": Unpacked({}, env(hardlink(MARK, b"conda-meta/history"))),
     "marker-behind-dots": Unpacked({}, env(x(b"././/" + MARK))),
-    "marker-as-parent": Refused(MARK, env(x(MARK + b"/f"))),
+    "marker-as-parent": Unpacked({}, env(x(MARK + b"/f"), symlink(MARK + b"/d/s", b"/"))),
+    "marker-as-parent-of-the-outside": Refused(MARK, env(x(MARK + b"/../../outside/evil"))),
     "marker-then-truncated": Refused(
         b"", raw(environment(x(MARK, b"{}"))[: -len(END)] + header(b"f", size=99))
     ),
@@ -826,15 +826,57 @@ RESERVED: dict[str, Case] = {
     "unpacking-marker-as-symlink": Unpacked(
         {}, lambda w: environment(symlink(UNDER_WAY, w.secret))
     ),
-    "unpacking-marker-as-directory": Refused(UNDER_WAY, env(directory(UNDER_WAY + b"/"))),
-    "manifest-as-directory": Refused(MANIFEST, env(directory(MANIFEST + b"/"))),
+    "unpacking-marker-as-directory": Unpacked({}, env(directory(UNDER_WAY + b"/"))),
+    "unpacking-marker-as-hard-link-target": Unpacked({}, env(hardlink(b"h", UNDER_WAY))),
+    "manifest-as-directory": Unpacked({}, env(directory(MANIFEST + b"/"))),
     "manifest-as-file": Unpacked({}, env(x(MANIFEST))),
     "manifest-as-symlink": Unpacked({}, lambda w: environment(symlink(MANIFEST, w.secret))),
-    "manifest-as-hard-link-target": Refused(b"h", env(hardlink(b"h", MANIFEST))),
-    "manifest-overwritten-through-a-hard-link": Refused(
-        b"h", env(pax({b"mtime": b"1"}), hardlink(b"h", MANIFEST, size=4) + pad(b"evil"))
+    "manifest-as-hard-link-target": Unpacked({}, env(hardlink(b"h", MANIFEST))),
+    "manifest-overwritten-through-a-hard-link": Unpacked(
+        {}, env(pax({b"mtime": b"1"}), hardlink(b"h", MANIFEST, size=4) + pad(b"evil"))
     ),
-    "marker-deeper": Unpacked({b"share/" + MARK: b"x"}, env(member(b"share/" + MARK, b"x"))),
+    "target-outside-through-a-hard-link": Refused(b"h", env(hardlink(b"h", b"../outside/" + MARK))),
+    "deeper": Unpacked(
+        {b"share": None, b"share/ok": b"x"},
+        env(
+            x(b"share/" + MARK),
+            x(b"share/" + OURS + b"x/y/z"),
+            symlink(b"share/" + MANIFEST, b"/"),
+            hardlink(b"share/" + MARK + b".new", b"conda-meta/history"),
+            hardlink(b"share/h", b"share/" + MARK),
+            member(b"share/ok", b"x"),
+        ),
+    ),
+    "below-a-top-directory": Unpacked(
+        {b"env": DIR}, env(directory(b"env"), x(b"env/" + OURS + b"relocating.plan"))
+    ),
+    # As some file systems compare names: without regard to case, composed otherwise, or to
+    # characters that show nothing.
+    "in-capitals": Unpacked({}, env(x(MARK.upper()), x(b".Poncho_Package_Run_Manifest/f"))),
+    "in-full-width": Unpacked({}, env(x(MARK.replace(b"p", "\uff50".encode())))),
+    "with-a-kelvin-sign": Unpacked({}, env(x(MARK.replace(b"k", "\u212a".encode())))),
+    "with-a-dot-leader": Unpacked({}, env(x("\u2024".encode() + MARK[1:]))),
+    "with-what-shows-nothing": Unpacked(
+        {},
+        env(*(x(MARK[:3] + c.encode() + MARK[3:]) for c in "\u200b\u200d\u00ad\u034f\ufe0f\ufeff")),
+    ),
+    "begins-with-what-shows-nothing": Unpacked({}, env(x("\u200c".encode() + MARK))),
+    "is-not-utf-8": Unpacked({}, env(x(b"\xff" + MARK))),
+    "ends-otherwise": Unpacked({}, env(x(MARK + b" "), x(MARK + b"::$DATA"))),
+    "not-ours": Unpacked(
+        {
+            b"poncho_package_run": b"x",
+            b".poncho": b"x",
+            "\u00e9.poncho".encode(): b"x",
+            b"a.poncho_package_run_x": b"x",
+        },
+        env(
+            member(b"poncho_package_run", b"x"),
+            member(b".poncho", b"x"),
+            member("\u00e9.poncho".encode(), b"x"),
+            member(b"a.poncho_package_run_x", b"x"),
+        ),
+    ),
 }
 
 OLD = b"/opt/placeholder"

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from support.streams import in_blocks, members
 from support.tars import (
     END,
     directory,
+    hardlink,
     header,
     longname,
     member,
@@ -40,10 +42,15 @@ ZEROS = bytes(MIB)
 
 
 class Case(NamedTuple):
-    """``pieces`` make the archive; the tool's status is ``status``, or with EITHER 0 or 65."""
+    """``pieces`` make the archive; the tool's status is ``status``, or with EITHER 0 or 65.
+
+    With ``many`` it is unpacked to a file system in memory, where there is one: a disk would take
+    minutes for that many directories.
+    """
 
     status: int
     pieces: Callable[[], Iterable[bytes]]
+    many: bool = False
 
 
 def once(*pieces: bytes) -> Callable[[], Iterable[bytes]]:
@@ -94,6 +101,15 @@ def long_links() -> Iterator[bytes]:
     yield END
 
 
+def spellings() -> Iterator[bytes]:
+    """20,000 members of one name, each spelled another way in 3,900 bytes."""
+    yield HISTORY
+    for number in range(20_000):
+        bits = b"".join(b"./" if number >> bit & 1 else b"/" for bit in range(16))
+        yield longname(b"d/" + b"./" * 1930 + bits + b"f") + member(b"x", b"x")
+    yield END
+
+
 CASES = {
     "gh-151497-long-name-of-1-TiB": Case(
         65, lambda: (HISTORY, header(b"././@LongLink", size=1 << 40, type=b"L", magic="gnu"))
@@ -138,6 +154,28 @@ CASES = {
         0, lambda: (HISTORY, *(symlink(b"d/s", b"x" * 90) * 1000 for _ in range(100)), END)
     ),
     "20000-directories": Case(0, once(*(directory(b"d/%d" % number) for number in range(20_000)))),
+    "150000-directories-in-one": Case(
+        0, once(*(directory(b"d/%d" % number) for number in range(150_000))), many=True
+    ),
+    "150000-directories-in-many": Case(
+        0,
+        once(
+            *(
+                directory(b"lib/site-packages/package%d/tests/data%d" % (number % 1500, number))
+                for number in range(150_000)
+            )
+        ),
+        many=True,
+    ),
+    "2000-directories-in-each-other": Case(
+        0, once(*(longname(b"d/" * n) + directory(b"d") for n in range(1, 2000))), many=True
+    ),
+    "one-directory-in-20000-spellings": Case(0, spellings, many=True),
+    "100000-hard-links-to-a-symlink": Case(
+        0,
+        once(symlink(b"s", b"t"), *(hardlink(b"l/%d" % n, b"s") for n in range(100_000))),
+        many=True,
+    ),
     "15000-symlinks-with-long-targets": Case(0, long_links),
     "2000-levels": Case(0, once(longname(b"d/" * 2000 + b"f"), member(b"f", b"x"))),
     "2000-levels-then-damage": Case(
@@ -295,11 +333,14 @@ def test_resource_claims_of_streams(name: str, tmp_path: Path, run: Callable[...
 @pytest.mark.parametrize("name", CASES)
 def test_resource_claims(name: str, tmp_path: Path, prepare: Callable[..., dict[str, Any]]) -> None:
     case = CASES[name]
+    memory = Path("/dev/shm")
+    many = case.many and os.access(memory, os.W_OK)
+    tmp = Path(tempfile.mkdtemp(dir=memory)) if many else tmp_path / "tmp"
     archive = tmp_path / "archive.tar.gz"
     with gzip.open(archive, "wb", compresslevel=1) as stream:
         for piece in case.pieces():
             stream.write(piece)
-    arguments = prepare(("-e", archive, "true"), None, None, {"umask": 0o022})
+    arguments = prepare(("-e", archive, "true"), None, {"TMPDIR": tmp}, {"umask": 0o022})
     arguments["args"] = [sys.executable, "-I", "-S", "-c", _MEASURE, *arguments["args"]]
     process = subprocess.Popen(**arguments, start_new_session=True)
     try:
@@ -308,9 +349,9 @@ def test_resource_claims(name: str, tmp_path: Path, prepare: Callable[..., dict[
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-        left = os.listdir(tmp_path / "tmp")
+        left = os.listdir(tmp)
         # What a failure leaves may be too deep for pytest's own way of removing a directory.
-        subprocess.run(["rm", "-rf", tmp_path / "tmp"], check=True)
+        subprocess.run(["rm", "-rf", tmp], check=True)
     expected = (0, 65) if case.status == EITHER else (case.status,)
     assert process.returncode in expected, stderr
     if process.returncode:

@@ -60,7 +60,7 @@ def stalled(spawn, environment, tmp_path):
     first, rest = data[:size], data[size:]
     assert rest
     os.write(worker.stdin.fileno(), first)
-    process.wait_for((tmp_path / "kept" / "bin").exists, what="the first files")
+    process.wait_for(lambda: list(tmp_path.glob(".*/env/bin")), what="the first files")
 
     def finish():
         with worker.stdin:
@@ -115,9 +115,14 @@ class TestArchiveAndDirectory:
     def test_that_is_empty_is_filled_and_kept(self, run, tiny, tmp_path):
         kept = tmp_path / "kept"
         kept.mkdir(mode=0o750)
+        kept.chmod(0o2751)
+        if os.geteuid() == 0:
+            os.chown(kept, 65534, 12)
         before = kept.stat()
         assert run("-e", tiny, "-d", kept, "hello", check=True).stdout == b"hello\n"
-        assert (kept.stat().st_ino, kept.stat().st_mode) == (before.st_ino, before.st_mode)
+        after = kept.stat()
+        assert stat.filemode(after.st_mode) == stat.filemode(before.st_mode)
+        assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
         assert (kept / MARKER).is_file()
         assert names(tmp_path) == ["kept", "tmp"]
 
@@ -194,18 +199,19 @@ class TestArchiveAndDirectory:
     ):
         kept = tmp_path / "kept"
         refused(run("-e", tiny, "-d", kept, "-w", "0", "hello"), 75, str(kept))
-        assert (kept / "bin").is_dir(), "the other's work is left alone"
+        assert list(tmp_path.glob(".*/env/bin")), "the other's work is left alone"
 
-    def test_where_an_unpacking_died_is_emptied_and_unpacked_again(
+    def test_where_an_unpacking_died_is_unpacked_again_and_its_remains_go(
         self, run, environment, stalled, tmp_path
     ):
         first, _ = stalled
         kept = tmp_path / "kept"
+        assert names(kept) == []
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
-        (kept / "bin" / "left over").write_text("from the dead run")
         words = ["-e", environment.archive("tar"), "-d"]
         run(*words, kept, "true", check=True)
+        assert names(tmp_path) == ["kept", "tmp"]
         run(*words, tmp_path / "fresh", "true", check=True)
         found, expected = trees.snapshot(kept), trees.snapshot(tmp_path / "fresh")
         # Relocated files hold their own prefix, and so differ in content and time.
@@ -338,11 +344,30 @@ class TestCompletionMarker:
     def test_a_directory_made_by_the_cctools_script_is_complete(self, run, tiny, tmp_path):
         kept = tmp_path / "kept"
         shutil.unpack_archive(tiny, kept, "gztar")
-        (kept / MARKER).touch()
+        (kept / MARKER).write_text("Wed Nov 25 18:01:58 UTC 2026\n")
         before = state(kept)
         result = run("-e", tiny, "-d", kept, "-w", "0", "hello", check=True)
         assert (result.stdout, result.stderr) == (b"hello\n", b"")
         assert state(kept) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"prefix": "/x", "archive_size": nu', "[" * 30_000])
+def test_an_empty_or_cut_off_marker_is_damage(run, tiny, tmp_path, text):
+    kept = tmp_path / "kept"
+    kept.mkdir(0o750)
+    run("-e", tiny, "-d", kept, check=True)
+    if text[:1] == "[":
+        text = '{"prefix": ' + text
+    (kept / MARKER).write_text(text)
+    (kept / "lib" / "data.txt").unlink()
+    refused(run("-e", kept, "hello"), 74, str(kept), "damaged")
+    result = run("-e", tiny, "-d", kept, "-w", "0", "hello", check=True)
+    assert result.stdout == b"hello\n"
+    warned(result, kept, "damaged", "unpacking again")
+    assert (kept / "lib" / "data.txt").read_bytes() == b"data\n"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o750
+    assert names(tmp_path) == ["kept", "tmp"]
+    assert run("-e", tiny, "-d", kept, "hello", check=True).stderr == b""
 
 
 def warned(result, *words):
@@ -376,10 +401,40 @@ def test_a_directory_of_the_same_archive_elsewhere_is_used_in_silence(run, tiny,
     assert run("-e", other, "-d", kept, "hello", check=True).stderr == b""
 
 
-def test_a_directory_that_has_moved_is_used_with_a_warning(run, tiny, tmp_path):
+@pytest.mark.parametrize(("given", "name"), [("-e", "new"), ("-d", "a longer name"), ("-d", "n")])
+def test_a_directory_that_has_moved_is_relocated_where_it_lies_now(
+    run, environment, tmp_path, given, name
+):
+    archive = environment.archive(scripts=False)
+    old, new = tmp_path / "old", tmp_path / name
+    run("-e", archive, "-d", old, check=True)
+    for _ in range(2):
+        old.rename(new)
+        words = ["-e", new] if given == "-e" else ["-e", archive, "-d", new]
+        with locked(new):
+            refused(run(*words, "-w", "0", "showprefix"), 75, str(new))
+        result = run(*words, "showprefix", check=True)
+        assert result.stdout.decode().splitlines()[0] == str(new)
+        assert result.stderr == b""
+        config = new / "share" / "showprefix" / "config.ini"
+        assert config.read_text() == f"root = {new}\nlib = {new}/lib\n"
+        before = state(new)
+        with locked(new):
+            assert run(*words, "-w", "0", "showprefix", check=True).stdout == result.stdout
+        assert state(new) == before
+        old, new = new, old
+    assert names(tmp_path) == sorted(["tmp", old.name])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write in a read-only directory")
+def test_a_directory_that_has_moved_and_cannot_be_written_is_used_with_a_warning(
+    run, tiny, tmp_path
+):
     run("-e", tiny, "-d", tmp_path / "old", check=True)
     (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "new").chmod(0o555)
     result = run("-e", tiny, "-d", tmp_path / "new", "hello", check=True)
+    (tmp_path / "new").chmod(0o755)
     assert result.stdout == b"hello\n"
     warned(result, tmp_path / "old", tmp_path / "new")
 

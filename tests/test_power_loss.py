@@ -8,11 +8,14 @@ import json
 import os
 import re
 import subprocess
+import sys
+import time
+import zlib
 from pathlib import Path
 
 import pytest
 
-from support import crash, tracing, trees
+from support import crash, tars, tracing, trees
 from support.commands import missing, need
 from support.crash import MANIFEST, MARKER, lose_content, restart
 from support.environments import PLACEHOLDER
@@ -229,20 +232,176 @@ def test_before_a_restart_nothing_is_looked_at(run, words, kept):
     used_in_silence(run, words, kept)
 
 
-@pytest.mark.parametrize("change", ["host", "boot_id", "empty"])
+@pytest.mark.parametrize("change", ["machine_id", "boot_id", "date"])
 def test_a_marker_that_says_nothing_about_this_machine_is_trusted(run, words, kept, change):
     facts = marker(kept)
     restart(kept)
     lose_content(kept / "lib" / "large.bin", 0)
     text = (kept / MARKER).read_text()
-    if change == "empty":  # the CCTools script's
-        text = ""
-    elif change == "host":
-        text = text.replace(json.dumps(facts["host"]), '"elsewhere.example.org"')
+    if change == "date":  # the CCTools script's
+        text = "Wed Nov 25 18:01:58 UTC 2026\n"
+    elif change == "machine_id":
+        text = text.replace(json.dumps(facts["machine_id"]), '"another"')
     else:
         text = re.sub('"boot_id": "[^"]*"', '"boot_id": null', text)
     (kept / MARKER).write_text(text)
     used_in_silence(run, words, kept)
+
+
+def dated(tmp_path, times):
+    """Write an archive whose files and directories have times of their own, in seconds from now."""
+    now = int(time.time())
+    pieces = [tars.member(b"conda-meta/history", b"history\n", mtime=now)]
+    pieces.append(
+        tars.member(
+            b"bin/hello",
+            b"#!/bin/sh\nprintf 'hello from %s' $CONDA_PREFIX\n",
+            mode=0o755,
+            mtime=now,
+        )
+    )
+    for name, after in times.items():
+        kind = tars.directory if name.endswith(b"/") else tars.member
+        body = {} if name.endswith(b"/") else {"data": name * 3000}
+        pieces.append(kind(name, mtime=now + after, **body))
+    (tmp_path / "archive").write_bytes(b"".join(pieces) + tars.END)
+
+
+FUTURE = {"seconds": 2, "an hour": 3600, "years": 10**8, "beyond every clock": 10**17}
+
+
+class TestArchivesFromTheFuture:
+    """A file's own time comes from the archive, and proves nothing about who changed it last."""
+
+    @pytest.fixture(params=FUTURE)
+    def kept(self, run, tmp_path, words, request):
+        after = FUTURE[request.param]
+        dated(tmp_path, {b"lib/": after, b"lib/file": after, b"lib/other": after})
+        run(*words, check=True)
+        kept = tmp_path / "kept"
+        if after < 10:  # that time has come when it is looked at
+            time.sleep(after + 1)
+        return kept
+
+    def chmod(self, kept):
+        for path in [kept / "lib", kept / "lib" / "file"]:
+            path.chmod(path.stat().st_mode ^ 0o011)
+
+    @pytest.mark.parametrize("touched", [False, True], ids=["", "modes changed"])
+    @pytest.mark.parametrize("lose", [lambda path: lose_content(path, 0), remove])
+    def test_what_was_lost_is_noticed(self, run, words, kept, lose, touched):
+        if touched:
+            self.chmod(kept)
+        lose(kept / "lib" / "file")
+        restart(kept)
+        result = run(*words, check=True)
+        assert b"lib/file" in result.stderr and result.stderr.count(b"\n") == 1
+
+    def test_what_someone_has_changed_is_as_he_wants_it(self, run, words, kept):
+        time.sleep(0.1)
+        (kept / "lib" / "file").write_text("mine")
+        (kept / "lib" / "other").unlink()
+        restart(kept)
+        used_in_silence(run, words, kept)
+
+
+def test_what_was_lost_of_a_file_of_several_names_is_noticed_under_either(run, words, tmp_path):
+    crash.archive(tmp_path / "archive", "tar")
+    run(*words, check=True)
+    kept = tmp_path / "kept"
+    lose_content(kept / "lib" / "large-again.bin", 0)
+    restart(kept)
+    assert b"lib/large.bin" in run(*words, check=True).stderr
+
+
+@pytest.mark.parametrize("recorded", ["bin/one", "bin/two", "bin/one bin/two"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_relocated_file_of_several_names_is_whole_whichever_is_recorded(
+    run, words, tmp_path, recorded, lost
+):
+    text = f"#!/bin/sh\nroot={PLACEHOLDER}\nprintf 'hello from %s' $root\n".encode()
+    records = "".join(f"({name!r}, {PLACEHOLDER!r}, 'text'),\n" for name in recorded.split())
+    members = [
+        tars.member(b"conda-meta/history"),
+        tars.member(b"bin/one", text, mode=0o755),
+        tars.hardlink(b"bin/two", b"bin/one"),
+        tars.hardlink(b"bin/hello", b"bin/two"),
+        tars.member(b"bin/conda-unpack", f"\n_prefix_records = [\n{records}]\n".encode()),
+    ]
+    (tmp_path / "archive").write_bytes(b"".join(members) + tars.END)
+    run(*words, check=True)
+    kept = tmp_path / "kept"
+    if lost:
+        write_as_before(kept / "bin" / "one", text[: (kept / "bin" / "one").stat().st_size])
+    restart(kept)
+    if lost:
+        assert b"is damaged: bin/" in run(*words, check=True).stderr
+    else:
+        used_in_silence(run, words, kept)
+
+
+def planted(kept, content):
+    """Have the marker vouch for a manifest that someone else has written."""
+    facts = marker(kept)
+    (kept / MARKER).chmod(0o644)
+    facts["manifest"] = f"{len(content)} {zlib.crc32(content):08x}"
+    (kept / MARKER).write_text(json.dumps(facts, sort_keys=True))
+    (kept / MANIFEST).write_bytes(content)
+
+
+HOSTILE = {
+    "leads out": b"f 1 0 ../../victim\0",
+    "is absolute": b"f 1 0 /etc/passwd\0",
+    "ends with dots": b"f 1 0 lib/..\0",
+    "has no path": b"f 1 0 \0",
+    "has no numbers": b"f x y z\0",
+    "is cut off": b"f 1",
+    "has negative numbers": b"f -1 -1 top.txt\0",
+    "has huge numbers": b"p 99999999999999999999999999 9 0 top.txt\0",
+    "has a number of 5000 digits": b"f %s 0 top.txt\0" % (b"9" * 5000),
+    "is of an unknown kind": b"x 1 0 top.txt\0",
+    "is one endless record": b"f 1 0 " + b"x" * 3_000_000,
+    "is no manifest": bytes(range(256)) * 100,
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_manifest_is_damage_and_leads_nowhere(run, words, kept, what):
+    expected = trees.snapshot(kept)
+    planted(kept, HOSTILE[what])
+    restart(kept)
+    unpacked_again(run, words, kept, expected, "list of its files is malformed")
+
+
+def test_a_manifest_that_asks_for_much_gets_it_bounded(run, words, kept):
+    size = (kept / "top.txt").stat().st_size
+    planted(kept, b"p %d %d 0 top.txt\0" % (1 << 62, 1 << 62) + b"f %d 0 top.txt\0" % size)
+    restart(kept)
+    assert b"top.txt" in run(*words, check=True).stderr
+
+
+@pytest.mark.parametrize("kind", ["fifo", "symlink", "directory", "socket", "sparse"])
+def test_a_manifest_that_is_no_plain_file_is_lost(run, words, kept, tmp_path, kind):
+    expected = trees.snapshot(kept)
+    path = kept / MANIFEST
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "symlink":
+        (tmp_path / "elsewhere").write_bytes(content)
+        path.symlink_to(tmp_path / "elsewhere")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "socket":
+        # In a process of the name's own directory: a socket's path has room for 108 bytes.
+        code = f"import socket; socket.socket(socket.AF_UNIX).bind({MANIFEST!r})"
+        subprocess.run([sys.executable, "-c", code], cwd=kept, check=True)
+    else:
+        path.touch()
+        os.truncate(path, 1 << 40)
+    restart(kept)
+    unpacked_again(run, words, kept, expected, "list of its files")
 
 
 def rewrite(kept):
@@ -373,32 +532,17 @@ class TestForcedToDisk:
 
     def traced(self, run, tmp_path, *words):
         log = tmp_path / "log"
-        names = "openat,mkdirat,fsync,rename,unlink"
+        names = "fsync,rename,renameat"
         wrapper = tracing.strace("-y", "-s", "4096", "-e", f"trace={names}", log=log)
         run(*words, wrapper=wrapper, check=True)
         return tracing.calls(log)
 
-    def test_the_in_progress_marker_before_anything_else_is_made(self, run, words, tmp_path):
+    def test_the_completion_marker_before_the_environment_gets_its_name(
+        self, run, words, tmp_path
+    ):
         crash.archive(tmp_path / "archive", "tar.gz")
         log = self.traced(run, tmp_path, *words)
-        order = order_of(
-            log,
-            ("openat", f"{tmp_path}/kept/{crash.UNPACKING}"),
-            ("fsync", f"{tmp_path}/kept>"),
-            ("openat", f"{tmp_path}/kept/{MANIFEST}"),
-            ("mkdirat", "conda-meta"),
-        )
-        assert order == sorted(order)
-
-    def test_the_completion_marker_before_it_gets_its_name(self, run, words, tmp_path):
-        crash.archive(tmp_path / "archive", "tar.gz")
-        log = self.traced(run, tmp_path, *words)
-        order = order_of(
-            log,
-            ("fsync", f"{crash.UNPACKING}.new"),
-            ("rename", f"{crash.UNPACKING}.new"),
-            ("rename", MARKER),
-        )
+        order = order_of(log, ("fsync", f"env/{MARKER}>"), ("rename", f"{tmp_path}/kept"))
         assert order == sorted(order)
 
     def test_relocated_files_before_they_take_the_place_of_the_old(self, run, tmp_path):
@@ -407,17 +551,13 @@ class TestForcedToDisk:
         crash.archive(tmp_path / "archive", "tar")
         subprocess.run([need("bsdtar"), "-xf", tmp_path / "archive", "-C", kept], check=True)
         log = self.traced(run, tmp_path, "-e", kept, "hello")
-        order = order_of(
-            log,
-            ("fsync", "relocating.0"),
-            ("fsync", "relocating.1"),
-            ("fsync", "relocating.2"),
-            ("rename", "relocating.plan"),
-            ("fsync", f"{kept}>"),
-            ("rename", f"{kept}/bin/hello"),
-            ("unlink", "relocating.plan"),
-        )
-        assert order == sorted(order)
+        changes = [call for call in log if call.name in ("fsync", "rename", "renameat")]
+        # All files, and then the marker.
+        kinds = [call.name[:6] for call in changes]
+        count = kinds.index("rename")
+        assert count >= 3
+        assert kinds == ["fsync"] * count + ["rename"] * count + ["fsync", "rename"]
+        assert any(MARKER in argument for argument in changes[-1].arguments)
 
 
 def test_a_temporary_environment_has_no_manifest(run, tmp_path):

@@ -143,7 +143,8 @@ def test_debug_tells_phases_and_sums_up(run, environment, tmp_path, how):
     env = None if how else {"PONCHO_PACKAGE_RUN_DEBUG": "yes"}
     archive = environment.archive(scripts=False)
     done = run(*how, "-e", archive, "-d", tmp_path / "env", "--", "true", env=env, check=True)
-    lines = done.stderr.decode().splitlines()
+    *lines, last = done.stderr.decode().splitlines()
+    assert re.fullmatch("poncho_package_run: running /.*/true", last)
     assert all(line.startswith("poncho_package_run: ") for line in lines)
     phases = re.findall(rf"^poncho_package_run: ([a-z ]+): {DURATION}$", "\n".join(lines), re.M)
     assert phases == ["lock", "unpack", "relocate"]

@@ -105,6 +105,17 @@ def test_a_large_program_becomes_what_conda_unpack_makes_of_it(run, tmp_path, st
     assert expected.read_bytes() != data
 
 
+def test_a_large_text_becomes_what_conda_unpack_makes_of_it(run, tmp_path):
+    # Once behind 4 MiB of result, bytes came twice.
+    data = f"{PLACEHOLDER[:20]}/x\n".encode() * 220_000 + b"end"
+    records = [("share/large", PLACEHOLDER[:20], "text")]
+    packed = pack(tmp_path / "packed", records, member(b"share/large", data))
+    kept = tmp_path / ("kept" + "t" * 60)
+    run("-e", packed, "-d", kept, check=True)
+    expected = data.replace(PLACEHOLDER[:20].encode(), bytes(kept))
+    assert (kept / "share" / "large").read_bytes() == expected
+
+
 @pytest.mark.parametrize("size", [2 * WINDOW + 1000, LARGE])
 @pytest.mark.parametrize("mode", ["text", "binary"])
 def test_a_placeholder_is_found_wherever_two_windows_meet(run, tmp_path, mode, size):

@@ -8,3 +8,21 @@ OURS = b".poncho_package_run_"
 # The completion marker, by the name that the CCTools script gives it: what either has unpacked
 # is complete to both.
 MARKER = b".poncho_package_run_expanded"
+
+
+class Options:
+    """What the command line says (here, because this file is read at every start anyway).
+
+    Attributes:
+        environment (bytes): path of the archive, or of a directory that holds an environment.
+        unpack_to (bytes or None): where to keep the environment; None for a temporary one.
+        wait_for_lock (float): seconds.
+        debug (bool): tell the phases.
+        command (list of bytes): argv of the command; may be empty.
+    """
+
+    environment = b""
+    unpack_to = None  # type: bytes | None
+    wait_for_lock = 300.0
+    debug = False
+    command = []  # type: list

@@ -1,10 +1,17 @@
-"""The command line: argv to Options, and every failure to one line and an exit status.
+"""The command line: argv to options, and every failure to one line and an exit status.
 
 Compiled at every start: what a warm start does not need is imported where it is used.
 """
 
+import _signal  # type: ignore[import-not-found]  # the module signal takes 2 ms, for its enums
 import os
 import sys
+
+from . import Options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
 
 _VALUES = {
     "-e": "environment",
@@ -16,88 +23,89 @@ _VALUES = {
     "--wait-for-lock": "wait_for_lock",
 }
 
+# Of CCTools releases; what they ask for is so here in any case, or has no counterpart.
+_WITHOUT_EFFECT = ("-k", "--keep-alive", "-r", "--remove-locking")
 
-class Options:
-    """What the command line says.
 
-    Attributes:
-        environment (bytes): path of the archive, or of a directory that holds an environment.
-        unpack_to (bytes or None): where to keep the environment; None for a temporary one.
-        wait_for_lock (float): seconds.
-        debug (bool): tell the phases.
-        command (list of bytes): argv of the command; may be empty.
+def parse(words: list) -> Options:
+    """Read the words behind the program's name.
+
+    Raises:
+        UsageError: they make no sense.
+        CannotCreate: a relative path is of a directory that has been removed.
     """
+    options = Options()
+    values = {}
+    debug = os.environ.get("PONCHO_PACKAGE_RUN_DEBUG", "no") not in ("", "0", "no")
+    prepare_only = False
+    at, count = 0, len(words)
+    while at < count:
+        word = words[at]
+        if word[:1] != "-" or word == "-":
+            break
+        at += 1
+        if word == "--":
+            break
+        if word[:2] == "--":
+            name, given, value = word.partition("=")
+        else:
+            name = word[:2]
+            given = value = word[2:]
+        if name in _VALUES:
+            if not given:
+                following = words[at : at + 1]
+                if name == "-d" and (not following or following[0][:1] == "-" != following[0]):
+                    # Later CCTools releases: debugging.  No one unpacks to "-e".
+                    debug = True
+                    continue
+                if not following:
+                    raise _usage("{} needs a value".format(name))
+                value = following[0]
+                at += 1
+            if not value:
+                raise _usage("the value of {} is empty".format(name))
+            values[_VALUES[name]] = value
+        elif word == "--debug":
+            debug = True
+        elif word in ("-n", "--no-command"):
+            prepare_only = True
+        elif word in _WITHOUT_EFFECT:
+            pass
+        else:
+            from .telling.help import answer
 
-    def __init__(self, words: list) -> None:
-        """Read the words behind the program's name.
+            answer(word)
+    options.command = [] if prepare_only else [os.fsencode(word) for word in words[at:]]
+    options.debug = debug
+    if "environment" not in values:
+        raise _usage("--environment is missing")
+    options.environment = os.fsencode(values["environment"])
+    if "unpack_to" in values:
+        options.unpack_to = os.fsencode(values["unpack_to"])
+        if values["unpack_to"][0] != "/":
+            from .telling.usage import anchored
 
-        Raises:
-            UsageError: they make no sense.
-        """
-        values = {"wait_for_lock": "300"}
-        debug = os.environ.get("PONCHO_PACKAGE_RUN_DEBUG", "no") not in ("", "0", "no")
-        at, count = 0, len(words)
-        while at < count:
-            word = words[at]
-            if word[:1] != "-" or word == "-":
-                break
-            at += 1
-            if word == "--":
-                break
-            if word[:2] == "--":
-                name, given, value = word.partition("=")
-            else:
-                name = word[:2]
-                given = value = word[2:]
-            if name in _VALUES:
-                if not given:
-                    following = words[at : at + 1]
-                    if name == "-d" and (not following or following[0][:1] == "-" != following[0]):
-                        # Later CCTools releases: debugging.  No one unpacks to "-e".
-                        debug = True
-                        continue
-                    if not following:
-                        raise _usage("{} needs a value".format(name))
-                    value = following[0]
-                    at += 1
-                if not value:
-                    raise _usage("the value of {} is empty".format(name))
-                values[_VALUES[name]] = value
-            elif word == "--debug":
-                debug = True
-            else:
-                _tell(word)
-        self.command = [os.fsencode(word) for word in words[at:]]
-        self.debug = debug
-        if "environment" not in values:
-            raise _usage("--environment is missing")
-        self.environment = os.fsencode(values["environment"])
-        unpack_to = values.get("unpack_to")
-        self.unpack_to = os.fsencode(unpack_to) if unpack_to else None
-        try:
-            self.wait_for_lock = float(values["wait_for_lock"])
-        except ValueError:
-            self.wait_for_lock = -1.0
-        if not 0 <= self.wait_for_lock < float("inf"):
-            raise _usage(
-                "--wait-for-lock takes a number of seconds, not " + ascii(values["wait_for_lock"])
-            )
+            anchored(values["unpack_to"])
+    if "wait_for_lock" in values:
+        from .telling.usage import seconds
+
+        options.wait_for_lock = seconds(values["wait_for_lock"])
+    return options
 
 
-def main() -> None:
-    """Do what ``sys.argv`` says; ends the process, or becomes the command."""
+def main(ignored: int = 0, start: "Callable[[], int] | None" = None) -> None:
+    """Do what ``sys.argv`` says; ends the process, or becomes the command.
+
+    Args:
+        ignored: the signals that our caller ignores, as in /proc/PID/stat, if that is known.
+        start: what to do; its result is the exit status.
+    """
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        # CPython ignores them, and so would what we start; what is caught, an exec resets.
+        if not ignored >> (number - 1) & 1:
+            _signal.signal(number, lambda *_: None)
     try:
-        from . import warm
-
-        options = Options(sys.argv[1:])
-        status = 0
-        if not warm.run(options):
-            import gc
-
-            from .pipeline import run
-
-            gc.enable()
-            status = run(options)
+        status = (start or _start)()
     except BaseException as error:
         try:
             from .telling.explain import status_of
@@ -106,26 +114,30 @@ def main() -> None:
         except Exception:
             # The artifact has been removed or replaced under us, so that nothing can be imported.
             status = 74
-            if sys.stderr:
-                archive = __file__.partition("/site-packages")[0]
-                text = "poncho_package_run: {} was removed or changed while it ran; copy it anew\n"
-                sys.stderr.write(text.format(archive))
-    sys.exit(status)
+            text = "poncho_package_run: {} was removed or changed while it ran; copy it anew\n"
+            try:
+                os.write(2, os.fsencode(text.format(__file__.partition("/site-packages")[0])))
+            except OSError:
+                pass
+    # No finalisation: it would wait for threads, and obey PYTHONINSPECT.
+    os._exit(status)
+
+
+def _start() -> int:
+    from . import warm
+
+    options = parse(sys.argv[1:])
+    if warm.run(options):
+        return 0
+    import gc
+
+    from .pipeline import run
+
+    gc.enable()
+    return run(options)
 
 
 def _usage(message: str) -> Exception:
     from .telling.errors import UsageError
 
     return UsageError(message + "; see --help")
-
-
-def _tell(word: str) -> None:
-    """Answer an option that asks for a text, and end; any other is unknown."""
-    from .telling.help import text_for
-
-    text = text_for(word)
-    if text is None:
-        raise _usage("unknown option " + ascii(word)[1:-1])
-    sys.stdout.write(text)
-    sys.stdout.flush()
-    sys.exit(0)

@@ -1,19 +1,25 @@
-"""The whole flow: open the archive, unpack, relocate, publish, activate, run."""
+"""The whole flow: a private directory, fill it, then publish it or run in it."""
 
 import os
 
-from . import OURS
+from . import MARKER, OURS
 from .command.activate import activated
 from .command.execute import execute
 from .machine.signals import interruptible
-from .place.completion import is_complete, prefix_in
+from .place.completion import locate, ready_prefix
+from .place.lock import Lock
+from .telling.errors import CannotCreate
+from .telling.report import Report
+
+# How often one is second, and then finds nothing of the first, before he gives up.
+_ROUNDS = 10
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Tuple
+    from typing import Optional
 
-    from .cli import Options
-    from .telling.report import Report
+    from . import Options
+    from .place.private import PrivateDirectory
 
 
 def run(options: "Options") -> int:
@@ -23,87 +29,112 @@ def run(options: "Options") -> int:
         The exit status, unless this process becomes the command.
     """
     if os.path.isdir(options.environment):
-        directory = os.path.realpath(options.environment)
-        relocate_once(options, directory)
+        if options.unpack_to is not None:
+            from .telling.messages import warn
+
+            name = os.fsdecode(options.environment)
+            warn("--unpack-to is ignored: {} is a directory".format(name))
+        prefix = prepared(options.environment, None, options)
     elif options.unpack_to is not None:
-        directory = os.path.realpath(options.unpack_to)
-        unpack_once(options, directory)
+        prefix = prepared(options.unpack_to, options.environment, options)
     else:
         return run_in_temporary(options)
-    prefix = prefix_in(directory)
     if options.command:
-        execute(*activated(prefix, options.command))
+        execute(*activated(prefix, options.command, options.debug))
     return 0
 
 
-def relocate_once(options: "Options", directory: bytes) -> None:
-    """Relocate a directory that is used where it is, unless that was done or cannot be."""
-    from .place.adopt import adopt
-    from .telling.report import Report
+def prepared(path: bytes, archive: "Optional[bytes]", options: "Options") -> bytes:
+    """The prefix of the environment in a directory that is kept; unpacked there if it is empty."""
+    directory = locate(path)
+    with Report(options.debug) as report, interruptible():
+        if os.path.lexists(directory + b"/" + MARKER):
+            from .place.settle import at_once
 
-    with Report(options.debug) as report:
-        adopt(options, directory, report)
+            prefix = at_once(directory, archive, report)
+            if prefix is not None:
+                return prefix
+        with Lock(directory, options.wait_for_lock, make=archive is not None) as lock:
+            for _ in range(_ROUNDS):
+                with report.phase("lock"):
+                    prefix = lock.wait(lambda: ready_prefix(directory, archive), report.waiting)
+                if prefix is None:
+                    from .place.settle import settle
 
-
-def unpack_once(options: "Options", directory: bytes) -> None:
-    """Unpack into a directory that is kept, unless it is populated or another process does."""
-    from .place.turn import wait
-
-    with interruptible():
-        turn = wait(
-            directory,
-            options.wait_for_lock,
-            lambda: is_complete(directory, options.environment),
-            not os.isatty(2),
+                    prefix = settle(directory, archive, report)
+                if prefix is None and archive is not None and lock.is_current():
+                    prefix = unpack(archive, directory, report)
+                if prefix is not None:
+                    return prefix
+    raise CannotCreate(
+        "{} is emptied and filled again and again by others; choose another directory".format(
+            os.fsdecode(directory)
         )
-        if turn.over and not options.debug:
-            return
-        from .place.publish import Target
-        from .telling.report import Report
+    )
 
-        with Report(options.debug) as report, Target(directory, options, report, turn) as target:
-            if target.is_ours:
-                target.publish(*fill(options.environment, target, report))
+
+def unpack(archive: bytes, directory: bytes, report: "Report") -> "Optional[bytes]":
+    """Unpack into a directory that is kept, and empty; None if another process was faster."""
+    from .place.publication import publish, staging
+
+    with staging(directory) as private:
+        prefix = fill(private, archive, directory, report)
+        return prefix if publish(private, directory) else None
 
 
 def run_in_temporary(options: "Options") -> int:
     """Unpack, run, remove."""
     from .command.supervise import supervise
-    from .place.temporary import Temporary
-    from .telling.report import Report
+    from .place.private import temporary
 
-    with Report(options.debug) as report, interruptible(), Temporary(report) as target:
-        prefix, _ = fill(options.environment, target, report)
+    with Report(options.debug) as report, interruptible(), temporary() as private:
+        prefix = fill(private, options.environment, None, report)
         if not options.command:
             return 0
-        return supervise(*activated(prefix, options.command), target.descriptor)
+        command = activated(prefix, options.command, options.debug)
+        return supervise(*command, private.descriptor, private.touch)
 
 
-def fill(path: bytes, target: "Any", report: "Report") -> "Tuple[bytes, Any]":
-    """Unpack an archive into an empty directory and relocate what is there.
+def fill(
+    private: "PrivateDirectory", path: bytes, directory: "Optional[bytes]", report: "Report"
+) -> bytes:
+    """Unpack an archive into a private directory, and relocate it to where it will be used.
+
+    Args:
+        directory: where it will be published; None if it is used where it is.
 
     Returns:
-        The environment's prefix, and the open archive's source.
+        The environment's final prefix.
     """
     from .archive.archive import Archive
+    from .telling.refusal import check_prefix
 
-    manifest = target.manifest
+    final = directory or private.content_path
+    check_prefix(final)
+    with report.phase("sweep"):
+        private.sweep()
     with Archive(path) as archive:
-        from .relocation.relocate import relocate  # while other threads decode already
+        from .durability.manifest import Manifest  # while other threads decode already
+        from .place.fresh import relocate_fresh
+        from .place.marker import facts, join, put
         from .tree.unpack import Tree
 
-        with Tree(target.descriptor, target.path, OURS, manifest) as tree:
+        content, source = private.content, archive.source
+        manifest = None if directory is None else Manifest(content, private.content_path)
+        with Tree(content, private.content_path, manifest) as tree:
             with report.phase("unpack"):
                 if archive.kind == "squashfs":
-                    archive.extract(target.path, OURS)
+                    archive.extract(private.content_path, OURS)
                     if manifest is not None:
                         manifest.survey()
                 else:
-                    tree.unpack(archive.members(report.progress), archive.writers)
-            prefix = prefix_in(target.path)
+                    members = archive.members(report.progress, lambda: tree.holds_environment)
+                    tree.unpack(members, archive.writers)
             with report.phase("relocate"):
-                rewritten = manifest.rewritten if manifest is not None else None
-                report.records = relocate(prefix, rewritten, tree.overlap)
+                root = relocate_fresh(content, tree, final, source.name, manifest, report)
             tree.set_attributes()
             report.files, report.bytes = tree.files, tree.bytes
-            return prefix, archive.source
+        if manifest is not None:
+            known = manifest.finish()
+            put(content, facts(final, root, path, source.size, source.mtime_ns, known))
+    return join(final, root)

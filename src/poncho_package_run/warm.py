@@ -7,11 +7,11 @@ import os
 
 from .command.activate import activated
 from .command.execute import execute
-from .place.completion import is_complete, is_settled, prefix_in
+from .place.completion import locate, ready_prefix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .cli import Options
+    from . import Options
 
 
 def run(options: "Options") -> bool:
@@ -23,16 +23,15 @@ def run(options: "Options") -> bool:
     if options.debug:
         return False
     if os.path.isdir(options.environment):
-        directory = os.path.realpath(options.environment)
-        if options.unpack_to is not None or not is_settled(directory):
+        if options.unpack_to is not None:
             return False
+        prefix = ready_prefix(locate(options.environment), None)
     elif options.unpack_to is not None:
-        directory = os.path.realpath(options.unpack_to)
-        if not is_complete(directory, options.environment):
-            return False
+        prefix = ready_prefix(locate(options.unpack_to), options.environment)
     else:
         return False
-    prefix = prefix_in(directory)
+    if prefix is None:
+        return False
     if options.command:
         execute(*activated(prefix, options.command))
     return True

@@ -8,8 +8,13 @@ import pytest
 _DEBIAN_PACKAGE = {
     "bsdtar": "libarchive-tools",
     "cc": "gcc",
+    "chattr": "e2fsprogs",
+    "flock": "util-linux",
+    "fusermount": "fuse3",
+    "fusermount3": "fuse3",
     "mksquashfs": "squashfs-tools",
     "unsquashfs": "squashfs-tools",
+    "setpriv": "util-linux",
     "unshare": "util-linux",
     "work_queue_worker": "coop-computing-tools",
     "xz": "xz-utils",

@@ -51,3 +51,9 @@ def children_of(pid: int, ended: bool = False) -> list[int]:
 def group_members(pgid: int) -> list[int]:
     """The living processes of process group ``pgid``."""
     return [each for each in _pids() if _stat(each)[2:3] == [str(pgid)] and is_alive(each)]
+
+
+def descendants_of(pid: int) -> list[int]:
+    """The living processes that ``pid`` started, and theirs."""
+    children = children_of(pid)
+    return [*children, *(each for child in children for each in descendants_of(child))]

@@ -3,3 +3,5 @@
 In: a prefix, and argv.  Out: the process that the command is, or its exit status.  Promised: the
 caller's variables, descriptors, signals and status, but for what activation sets.
 """
+
+__all__ = ["activate", "execute", "supervise"]

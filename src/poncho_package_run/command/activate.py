@@ -29,13 +29,8 @@ def activate(prefix: bytes, environ: dict) -> dict:
         nor the other way round: neither is on PATH any more.
     """
     result = dict(environ)
-    # A variable without a name cannot be handed to execve; the second is our header's.
-    for name in (b"", b"_PONCHO_PACKAGE_RUN_IGNORED", b"PYTHONPATH", b"PYTHONHOME"):
-        result.pop(name, None)
-    if sys.platform == "darwin":
-        result.pop(b"__PYVENV_LAUNCHER__", None)
-    if result.get(b"LC_CTYPE") in _COERCED:
-        _uncoerce(result)
+    result.pop(b"PYTHONPATH", None)
+    result.pop(b"PYTHONHOME", None)
     result.setdefault(b"PYTHONNOUSERSITE", b"1")
 
     before = result.get(b"CONDA_PREFIX")
@@ -63,27 +58,46 @@ def activate(prefix: bytes, environ: dict) -> dict:
         result[b"CONDA_PREFIX"] = prefix
         result[b"CONDA_DEFAULT_ENV"] = name if os.path.basename(parent) == b"envs" else prefix
     _set_variables(prefix, result)
+    result[b"PONCHO_PREFIX"] = prefix
     return result
 
 
-def activated(prefix: bytes, command: list) -> "Tuple[list, dict]":
-    """The command's argv and environment; a shell comes first if there are activation scripts."""
-    environ = activate(prefix, dict(os.environb))
-    sourced = scripts(prefix)
-    if sourced:
+def activated(
+    prefix: bytes, command: list, debug: bool = False
+) -> "Tuple[list, dict, bytes, bool]":
+    """What to execute, as the arguments of ``execute``; a shell first if there are scripts."""
+    before = variables()
+    environ = activate(prefix, before)
+    left = before.get(b"CONDA_PREFIX", b"")
+    # As conda does it, the scripts of the environment that was active end what they began.
+    leaving = _scripts(left, b"deactivate.d")[::-1] if left[:1] == b"/" and left != prefix else []
+    entering = _scripts(prefix, b"activate.d")
+    if os.path.exists(prefix + b"/poncho/set_env"):
+        entering.append(prefix + b"/poncho/set_env")
+    if leaving or entering:
         from .scripts import shell_command
 
-        return shell_command(prefix, sourced, command, environ)
-    return command, environ
+        return shell_command(prefix, leaving, entering, command, before, environ, debug)
+    return command, environ, prefix + b"/bin", debug
 
 
-def scripts(prefix: bytes) -> list:
-    """The activation scripts, in the order in which they are to be sourced."""
-    folder = prefix + b"/etc/conda/activate.d"
-    found = [folder + b"/" + name for name in _listed(folder, b".sh")]
-    if os.path.exists(prefix + b"/poncho/set_env"):
-        found.append(prefix + b"/poncho/set_env")
-    return found
+def variables() -> dict:
+    """The environment that this process was started with, bytes to bytes."""
+    environ = dict(os.environb)
+    environ.pop(b"", None)  # a variable without a name cannot be handed to execve
+    if sys.platform == "darwin":
+        environ.pop(b"__PYVENV_LAUNCHER__", None)
+    if environ.get(b"LC_CTYPE") in _COERCED:
+        from .coercion import undo
+
+        undo(environ)
+    return environ
+
+
+def _scripts(prefix: bytes, kind: bytes) -> list:
+    """The paths of scripts, in the order in which they are to be sourced."""
+    folder = prefix + b"/etc/conda/" + kind
+    return [folder + b"/" + name for name in _listed(folder, b".sh")]
 
 
 def _listed(folder: bytes, ending: bytes) -> list:
@@ -106,19 +120,3 @@ def _set_variables(prefix: bytes, environ: dict) -> None:
         from .env_vars import read  # json costs 3 ms
 
         read(paths, state, environ)
-
-
-def _uncoerce(environ: dict) -> None:
-    """Give LC_CTYPE back its value from before CPython changed it, or none."""
-    try:
-        with open("/proc/self/environ", "rb") as file:
-            given = [each for each in file.read().split(b"\0") if each.startswith(b"LC_CTYPE=")]
-    except OSError:
-        # Not Linux.  CPython coerces where nothing but the C locale is asked for.
-        if not environ.get(b"LC_ALL") and environ.get(b"LANG", b"") in (b"", b"C", b"POSIX"):
-            del environ[b"LC_CTYPE"]
-        return
-    if given:
-        environ[b"LC_CTYPE"] = given[0][9:]
-    else:
-        del environ[b"LC_CTYPE"]

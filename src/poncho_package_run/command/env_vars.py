@@ -1,10 +1,15 @@
 """The variables that JSON files in an environment define."""
 
+import errno
 import json
 import os
+import stat
 
 # Written by ``conda env config vars unset``: activation then leaves the variable alone.
 _UNSET = "***unset***"
+
+# Bytes; what is longer, no environment could hold.
+_LIMIT = 1 << 20
 
 
 def read(paths: list, state: bytes, environ: dict) -> None:
@@ -21,15 +26,14 @@ def read(paths: list, state: bytes, environ: dict) -> None:
     merged = {}
     for path in paths:
         try:
-            with open(path, "rb") as file:
-                found = json.loads(file.read().decode("utf-8-sig"))
+            found = json.loads(_content(path).decode("utf-8-sig"))
             if path == state:
                 found = found.get("env_vars") or {}
             merged.update({name: _variable(name, value) for name, value in found.items()})
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             from ..telling.messages import warn
 
-            reason = getattr(error, "strerror", None) or "it is not a JSON object of variables"
+            reason = getattr(error, "strerror", None) or "it is no JSON object of variables"
             warn(
                 "the environment's variables in {} are not set: {}; correct that file".format(
                     os.fsdecode(path), reason
@@ -40,6 +44,20 @@ def read(paths: list, state: bytes, environ: dict) -> None:
             environ.pop(name, None)
         elif value != _UNSET.encode():
             environ[name] = value
+
+
+def _content(path: bytes) -> bytes:
+    """What a file holds that anybody may have put there.
+
+    Raises:
+        OSError: it cannot be read, or is a FIFO, a device, or too long.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LIMIT:
+            raise OSError(errno.EINVAL, "it is no file of at most {} bytes".format(_LIMIT))
+        return file.read(_LIMIT)
 
 
 def _variable(name: str, value: object) -> tuple:

@@ -1,25 +1,47 @@
 """Activation scripts: the one shell that sources them and then becomes the command."""
 
+import _signal  # type: ignore[import-not-found]
 import fcntl
 import os
+import sys
 
-from ..telling.messages import line
-from ..telling.refusal import IS_DIRECTORY, NOT_PERMITTED, not_executable, not_found
+from .execute import candidates
+from .sound import is_sound
 
 # What a shell sets or forgets of its own accord: kept from it, and given to the command again.
 _RESTORED = (b"PWD", b"OLDPWD", b"PS1", b"PS2", b"PS4", b"IFS", b"_")
 
 # The same for names that a shell lets nobody assign, or that change the way it works.  They
-# reach the command by way of env(1), at the price of one more exec; few callers have any.
+# reach the command by way of ``resume``; few callers have any.
 _CARRIED = (b"SHELLOPTS", b"BASHOPTS", b"POSIXLY_CORRECT", b"PPID", b"OPTIND", b"OPTERR")
+
+# What the interpreter of ``resume`` may need as it is, and the command as the scripts want it.
+_LOADERS = (b"LD_LIBRARY_PATH", b"LD_PRELOAD")
+
+_RESUME = b"""\
+import sys, _signal
+if _signal.getsignal(2) is _signal.default_int_handler:
+    _signal.signal(2, _signal.SIG_DFL)
+sys.path.insert(0, sys.argv.pop(1))
+from poncho_package_run.cli import main
+from poncho_package_run.command.resume import resume
+main(int(sys.argv.pop(1)), resume)
+"""
 
 # The words of the shell are this program, the number of scripts that are done, and the command.
 # A script that ends the shell ("exit", an unset variable under "set -u", an error in a special
-# builtin) reaches the EXIT trap, where a new shell goes on with the next script.
+# builtin) reaches the EXIT trap, where a new shell goes on with the next script.  A script fails
+# if it ends the shell with another status than 0, or itself with one above 1 (an error of the
+# shell, a command that is missing, "return 2"): 1 is what a test says that was false, and a script
+# whose last command is "[ -n "$X" ] && ..." has not failed.
 _BEGIN = b"""
 _ppr_failed() {
 printf 'poncho_package_run: activation script %%s failed with status %%s; the command is run \
 without what it would have set\\n' "$_ppr_script" "$1" >&2
+}
+_ppr_ended() {
+_ppr_status=$?
+[ "$_ppr_status" -le 1 ] || _ppr_failed "$_ppr_status"
 }
 _ppr_resume() {
 _ppr_status=$?
@@ -35,8 +57,18 @@ if [ "$_ppr_done" -lt %(number)d ]; then
 _ppr_done=%(number)d
 _ppr_script=%(path)s
 trap '_ppr_resume %(words)s' EXIT
-%(source)s %(argument)s || _ppr_failed "$?"
+if [ -f "$_ppr_script" ] && [ -r "$_ppr_script" ]; then
+%(source)s %(argument)s || _ppr_ended
+else
+_ppr_failed 126
+fi
 { set +aefuvx; } 2>/dev/null
+fi
+"""
+# Between what is left and what is entered, the variables of the latter.
+_CHANGE = b"""
+if [ "$_ppr_done" -le %d ]; then
+%s
 fi
 """
 # The last trap is for an exec that fails, as is "execfail" in bash, which forgets its traps
@@ -82,7 +114,15 @@ _ppr_source() {
 """
 
 
-def shell_command(prefix: bytes, scripts: list, command: list, environ: dict) -> tuple:
+def shell_command(
+    prefix: bytes,
+    leaving: list,
+    entering: list,
+    command: list,
+    before: dict,
+    environ: dict,
+    debug: bool,
+) -> tuple:
     """Wrap a command so that a shell sources the scripts first and then becomes the command.
 
     The shell is bash where PATH, /bin or /usr/bin has one, else sh.  The scripts have stdout
@@ -91,23 +131,36 @@ def shell_command(prefix: bytes, scripts: list, command: list, environ: dict) ->
     the working directory, shell options and what a shell sets for itself (``_RESTORED``,
     ``_CARRIED``, SHLVL) are the caller's again.
 
+    Bash becomes the command itself where that is sound and PATH is as it was.  Else the shell
+    becomes this program once more, which costs 10 ms: ``resume`` looks for the command.
+
     Args:
         prefix: absolute path of the environment.
-        scripts: absolute paths, in order.
+        leaving: absolute paths of scripts that see the variables as they were ``before``.
+        entering: absolute paths of those that see the activated ones.
         command: argv, bytes.
-        environ: the activated variables, bytes to bytes.
+        before: the variables of the caller, bytes to bytes.
+        environ: the activated ones.
+        debug: tell which program is run.
 
     Returns:
-        (argv, environ) for ``execute``.
+        The arguments of ``execute``.
     """
     bash = _bash(environ)
     variables = dict(environ)
     restored = {name: variables.pop(name) for name in _RESTORED if name in variables}
     carried = {name: variables.pop(name) for name in _CARRIED if name in variables}
-    if not bash:
-        # Other shells drop what cannot be a variable of theirs, exported functions for one.
-        for name in [each for each in variables if not _is_name(each)]:
-            carried[name] = variables.pop(name)
+    changes = []
+    if leaving:
+        for name in {*before, *variables}:
+            new = variables.get(name)
+            if new != before.get(name) and _is_name(name) and name not in _RESTORED + _CARRIED:
+                changes.append(
+                    b"unset -v " + name if new is None else _export(name, new),
+                )
+                variables.pop(name, None)
+                if name in before:
+                    variables[name] = before[name]
     # Bash sources this as it starts, so it must not be there yet.
     startup = variables.pop(b"BASH_ENV", None)
     messages = b"&2" if _is_open(2) else b"/dev/null"
@@ -131,10 +184,10 @@ def shell_command(prefix: bytes, scripts: list, command: list, environ: dict) ->
     begin = _BEGIN + begin
     lines = [begin % {b"shell": b" ".join(map(_quoted, shell)), b"messages": messages}]
     lines.append(b"PS1=" + _quoted(restored.get(b"PS1", b"$ ")))
-    lines.append(
-        b"unset -v BASH_ENV" if startup is None else b"export BASH_ENV=" + _quoted(startup)
-    )
-    for number, path in enumerate(scripts, 1):
+    lines.append(b"unset -v BASH_ENV" if startup is None else _export(b"BASH_ENV", startup))
+    for number, path in enumerate(leaving + entering, 1):
+        if number == len(leaving) + 1 and changes:
+            lines.append(_CHANGE % (len(leaving), b"\n".join(changes)))
         argument = _quoted(prefix) if path == prefix + b"/poncho/set_env" else b""
         lines.append(
             _SCRIPT
@@ -146,18 +199,77 @@ def shell_command(prefix: bytes, scripts: list, command: list, environ: dict) ->
                 b"argument": argument + redirection,
             }
         )
+    if changes and not entering:
+        lines += changes
     lines.append(end % {b"output": output})
-    lines += [b"trap - EXIT", _go_back(), _check(command[0]), _END]
-    assignments = [name + b"=" + _quoted(value) for name, value in restored.items()]
-    assignments.append(b'exec -- "$@"' if bash else b'exec "$@"')
-    lines += [b" ".join(assignments), b"exit 126"]
-    if carried and b"=" not in command[0]:
-        pairs = [name + b"=" + value for name, value in carried.items()]
-        command = [b"/usr/bin/env", *pairs, *command]
+    lines += [b"trap - EXIT", _go_back(), _END]
+    if bash and not carried and not debug:
+        lines.append(_become(command[0], prefix, environ, restored))
+    lines += [*_resumption(prefix, environ, debug, not bash), b"exit 126"]
     # In braces, so that it is read to its end before a script can define an alias.
     program = b"{\n" + b"\n".join(lines) + b"\n}"
     shell += [b"-c", b'eval "$1"', b"poncho_package_run", program, b"0"]
-    return shell + command, variables
+    return shell + command, variables, b"", False
+
+
+def _become(word: bytes, prefix: bytes, environ: dict, restored: dict) -> bytes:
+    """Lines of bash that become the command, if what is found now is found then, and is sound."""
+    for path in candidates(word, environ):
+        if os.path.lexists(path):
+            break
+    else:
+        return b""
+    if not is_sound(path):
+        return b""
+    condition = b":"
+    if b"/" not in word:
+        own = prefix + b"/bin/" + word
+        condition = b'[ "$PATH" = %s ]' % _quoted(environ.get(b"PATH", b""))
+        if path != own:
+            condition += b" && [ ! -e %s ]" % _quoted(own)
+    assignments = b" ".join(name + b"=" + _quoted(value) for name, value in restored.items())
+    return b'if %s; then\nshift\n%s exec -a %s -- %s "$@"\nfi' % (
+        condition,
+        assignments,
+        _quoted(word),
+        _quoted(path),
+    )
+
+
+def _resumption(prefix: bytes, environ: dict, debug: bool, everything: bool) -> list:
+    """Lines of shell that go on with ``resume``.
+
+    Its words: the environment's bin, "debug" or "", the number of variables, these as "NAME=VALUE"
+    to set or "NAME" to remove, and the command.
+    """
+    names = {*_RESTORED, *_CARRIED, b"SHLVL"}
+    if everything:
+        # Other shells drop what cannot be a variable of theirs, exported functions for one.
+        names.update(name for name in environ if not _is_name(name))
+    given = [name + b"=" + environ[name] if name in environ else name for name in sorted(names)]
+    pairs = list(map(_quoted, given))
+    pairs += [b'"%s${%s+=$%s}"' % (name, name, name) for name in _LOADERS]
+    ignored = sum(
+        1 << number - 1
+        for number in (_signal.SIGPIPE, _signal.SIGXFSZ)
+        if _signal.getsignal(number) == _signal.SIG_IGN
+    )
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    words = [
+        os.fsencode(sys.executable),
+        b"-IS",
+        b"-c",
+        _RESUME,
+        os.fsencode(os.path.dirname(package)),
+        b"%d" % ignored,
+        prefix + b"/bin",
+        b"debug" if debug else b"",
+        b"%d" % len(pairs),
+    ]
+    lines = [b"set -- " + b" ".join([*map(_quoted, words), *pairs]) + b' "$@"']
+    for name in _LOADERS:
+        lines.append(_export(name, environ[name]) if name in environ else b"unset -v " + name)
+    return [*lines, b'exec "$@"']
 
 
 def _bash(environ: dict) -> bytes:
@@ -169,22 +281,6 @@ def _bash(environ: dict) -> bytes:
     return b""
 
 
-def _check(word: bytes) -> bytes:
-    """Shell lines that refuse in our words what the shell would refuse in its own."""
-    tests = [(b"command -v -- %s >/dev/null 2>&1", not_found(word))]
-    if b"/" in word:
-        tests = [
-            (b"[ -e %s ]", not_found(word)),
-            (b"[ ! -d %s ]", not_executable(word, IS_DIRECTORY)),
-            (b"[ -x %s ]", not_executable(word, NOT_PERMITTED)),
-        ]
-    lines = b"%s || {\nprintf '%%s\\n' %s >&2\nexit %d\n}"
-    return b"\n".join(
-        lines % (test % _quoted(word), _quoted(os.fsencode(line(str(told)))), told.status)
-        for test, told in tests
-    )
-
-
 def _go_back() -> bytes:
     """A shell line that undoes a script's "cd": the command starts where the caller is."""
     try:
@@ -192,6 +288,10 @@ def _go_back() -> bytes:
     except OSError:  # it has been removed: there is no way back
         return b""
     return b'[ "$PWD" = %s ] || command cd -- %s' % (here, here)
+
+
+def _export(name: bytes, value: bytes) -> bytes:
+    return b"export " + name + b"=" + _quoted(value)
 
 
 def _is_name(name: bytes) -> bool:

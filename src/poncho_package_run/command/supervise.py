@@ -4,13 +4,13 @@ import fcntl
 import os
 import signal
 
-from ..machine.signals import FAULTS, numbers
+from ..machine.signals import FAULTS, check, numbers
 from ..telling import errors
 from .execute import execute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Callable, Optional
 
 # Not to be forwarded, as in tini and dumb-init: news of the child, faults of our own, what
 # nobody can catch, and the terminal's word that we are in the background.
@@ -27,23 +27,35 @@ _TEXT = ("utf-8", "surrogateescape")
 _OF_TERMINAL = ("HUP", "INT", "QUIT", "TSTP", "WINCH", "INFO")
 
 
-def supervise(command: list, environ: dict, lease: "Optional[int]" = None) -> int:
+# Seconds.
+_HOUR = 3600
+
+
+def supervise(
+    command: list,
+    environ: dict,
+    folder: bytes,
+    debug: bool,
+    lease: "Optional[int]" = None,
+    hourly: "Optional[Callable[[], object]]" = None,
+) -> int:
     """Run the command in a child and wait for it, as if it were this process.
 
     The child is in our process group and has our descriptors, signal mask and dispositions.
     Every signal sent to us is sent to it, once; when it stops we stop, and when we are
-    continued it is.  What the command leaves running is not waited for.
+    continued it is.  What the command leaves running is not waited for; as process 1 we reap it.
 
     Args:
-        command: argv, bytes.
-        environ: bytes to bytes.
+        command, environ, folder, debug: as for ``execute``.
         lease: a descriptor that the command and what it starts are to hold open.
+        hourly: called about once an hour, where the system can wait for signals that long.
 
     Returns:
         The command's exit status, 128+N if signal N ended it.
 
     Raises:
         CommandNotFound, CommandNotExecutable: as ``execute``.
+        Terminated: a signal came before the command was started.
     """
     forwarded = numbers(_KEPT)
     # If our caller ignored SIGCHLD, the kernel would throw the child's status away.
@@ -54,6 +66,7 @@ def supervise(command: list, environ: dict, lease: "Optional[int]" = None) -> in
     # even where its disposition is to be ignored.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [*forwarded, signal.SIGCHLD])
     try:
+        check()
         try:
             reader, writer = os.pipe()
             child = os.fork()
@@ -67,14 +80,15 @@ def supervise(command: list, environ: dict, lease: "Optional[int]" = None) -> in
             try:
                 if reaped_by_kernel:
                     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-                _become(command, environ, mask, lease)
+                _prepare(mask, lease)
+                execute(command, environ, folder, debug)
             except BaseException as error:
                 # Nobody reads before we end: more than this might not fit into a pipe.
                 os.write(writer, (type(error).__name__ + " " + str(error)).encode(*_TEXT)[:4096])
             finally:
                 os._exit(127)
         os.close(writer)
-        status = _wait(child, forwarded)
+        status = _wait(child, forwarded, hourly)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     with os.fdopen(reader, "rb") as pipe:
@@ -84,8 +98,8 @@ def supervise(command: list, environ: dict, lease: "Optional[int]" = None) -> in
     return status
 
 
-def _become(command: list, environ: dict, mask: set, lease: "Optional[int]") -> None:
-    """In the child: undo what is ours, and execute the command."""
+def _prepare(mask: set, lease: "Optional[int]") -> None:
+    """In the child: undo what is ours."""
     for number in numbers(_KEPT):
         if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN):
             # A handler of ours must not run in the child once the mask lets signals through.
@@ -95,28 +109,33 @@ def _become(command: list, environ: dict, mask: set, lease: "Optional[int]") -> 
         # and out of the way of descriptors that are passed by number.
         fcntl.fcntl(lease, fcntl.F_DUPFD, 10)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    execute(command, environ)
 
 
-def _wait(child: int, forwarded: list) -> int:
+def _wait(child: int, forwarded: list, hourly: "Optional[Callable[[], object]]") -> int:
     """Forward signals until the child has ended; its exit status."""
+    # Orphans are given to process 1; whoever else has other children got them from its caller.
+    reaped = -1 if os.getpid() == 1 else child
     while True:
         number, code = _next([*forwarded, signal.SIGCHLD])
+        if not number:
+            if hourly is not None:
+                hourly()
+            continue
         if number != signal.SIGCHLD:
             if not _is_from_terminal(number, code, child):
                 _send(child, number)
             continue
-        changed, status = os.waitpid(child, _CHANGES)
+        changed, status = os.waitpid(reaped, _CHANGES)
         while changed:
-            if os.WIFEXITED(status):
-                return os.WEXITSTATUS(status)
-            if os.WIFSIGNALED(status):
-                return 128 + os.WTERMSIG(status)
-            stopped = os.WIFSTOPPED(status)
-            if stopped:
-                _stop(os.WSTOPSIG(status))
-            changed, status = os.waitpid(child, _CHANGES)
-            if stopped and not changed:
+            continued = False
+            if changed == child:
+                if os.WIFEXITED(status):
+                    return os.WEXITSTATUS(status)
+                if os.WIFSIGNALED(status):
+                    return 128 + os.WTERMSIG(status)
+                continued = os.WIFSTOPPED(status) and _stop(os.WSTOPSIG(status))
+            changed, status = os.waitpid(reaped, _CHANGES)
+            if continued and changed != child:
                 # We were continued, but not as a member of our group, or it would be too.
                 _send(child, signal.SIGCONT)
 
@@ -129,10 +148,13 @@ def _send(child: int, number: int) -> None:
 
 
 def _next(numbers: list) -> tuple:
-    """The next of these (blocked) signals, and the kernel's word on where it comes from."""
-    if hasattr(signal, "sigwaitinfo"):
-        info = signal.sigwaitinfo(numbers)
-        return info.si_signo, info.si_code
+    """The next of these (blocked) signals, and the kernel's word on where it comes from.
+
+    The number is 0 if an hour has passed without any.
+    """
+    if hasattr(signal, "sigtimedwait"):
+        info = signal.sigtimedwait(numbers, _HOUR)
+        return (info.si_signo, info.si_code) if info is not None else (0, None)
     return signal.sigwait(numbers), None
 
 
@@ -153,10 +175,11 @@ def _is_from_terminal(number: int, code: "Optional[int]", child: int) -> bool:
         return False
 
 
-def _stop(number: int) -> None:
+def _stop(number: int) -> bool:
     """Stop like the child, so that the shell that waits for us sees its job stopped.
 
-    Returns when we are continued, with that SIGCONT taken.
+    Returns when we are continued, with that SIGCONT taken.  False if we have not been: nothing but
+    SIGSTOP stops a group that no shell looks after, and there the child is not ours to continue.
     """
     if signal.SIGCONT not in signal.sigpending():
         if number == signal.SIGSTOP:
@@ -168,5 +191,7 @@ def _stop(number: int) -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
             signal.pthread_sigmask(signal.SIG_BLOCK, [number])
             signal.signal(number, handler)
-    if hasattr(signal, "sigtimedwait"):
-        signal.sigtimedwait([signal.SIGCONT], 0)
+    if signal.SIGCONT not in signal.sigpending():
+        return False
+    signal.sigwait([signal.SIGCONT])
+    return True

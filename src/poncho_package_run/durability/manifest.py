@@ -11,6 +11,8 @@ one path the later holds.  Their forms:
     w SIZE CRC PATH         a rewritten file, and the CRC-32 of all its bytes
     p OFFSET SIZE CRC PATH  a rewritten part of the file that the record before is about
     l PATH                  a link, or a directory where a file may have been before
+    t MTIME PATH            a file's or directory's time in the archive, in nanoseconds, if it may
+                            pass for that of a change made after the unpacking
 
 Sampled is every 509th byte, counted back from the last one: eight in each page of 4096 bytes,
 and at least one in the last page, because what a crash loses are pages (they read as zeros, or
@@ -20,15 +22,19 @@ have come to disk before it was rewritten, and not again, no sample would tell: 
 
 import os
 import stat
+import time
 from collections import deque
 from zlib import crc32
 
 from .. import OURS
+from ..machine.signals import check
 from ..telling.failures import failure
+from ..tree.directories import Directories
+from ..tree.names import is_ours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+    from typing import Callable, Iterable, Iterator, List, Optional, Tuple
 
     from ..archive.member import Buffer, Member
 
@@ -36,17 +42,26 @@ NAME = OURS + b"manifest"
 
 _PAGE = 4096
 _STRIDE = 509
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-# Records that wait to be written.
-_WAITING = 4096
+SAFELY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+# Records that wait to be written, of at most some 4 KiB each (see ``unpack``).
+_WAITING = 1024
+
+# Nanoseconds: no file system keeps a later time, and no later one is worth telling from this.
+LATEST = (1 << 63) - 1
+
+# Seconds by which two clocks may differ: this machine's, and that of the server of the files.
+SKEW = 86400
 
 
 class Manifest:
     """The manifest of a directory that is being unpacked to.
 
     Args:
-        directory: its path, absolute.
+        directory: its descriptor; it stays open.
+        path: the directory's, for messages.
 
     Attributes:
         handle (int): the open file; -1 once it is finished.
@@ -55,15 +70,14 @@ class Manifest:
         CannotCreate, InputOutputError: it cannot be written.
     """
 
-    def __init__(self, directory: bytes) -> None:
+    def __init__(self, directory: int, path: bytes) -> None:
         self._directory = directory
         self._records: deque = deque()  # of bytes; other threads append to it
-        self._path = directory + b"/" + NAME
+        self._path = path + b"/" + NAME
         self._size = self._crc = 0
-        # Of all names of a file, the one under which its content is recorded.
-        self._links: Dict[bytes, bytes] = {}
+        self._recent = int(time.time() - SKEW) * 1000000000
         try:
-            self.handle = os.open(self._path, _FLAGS, 0o666)
+            self.handle = os.open(NAME, _FLAGS, 0o666, dir_fd=directory)
         except OSError as error:
             raise failure(error, self._path)
 
@@ -73,10 +87,7 @@ class Manifest:
         Args:
             path: the member's, without ``.`` and ``//``.
         """
-        if len(self._records) >= _WAITING:
-            self._write()
-        if self._links:
-            self._links.pop(path, None)
+        self.dated(path, member.mtime_ns)
         body, size = member.body, member.size
         if type(body) is tuple and len(body) == 1:  # most: it is there already, in one piece
             data = body[0] if size <= _PAGE else bytes(body[0][(size - 1) % _STRIDE :: _STRIDE])
@@ -99,13 +110,16 @@ class Manifest:
 
     def made(self, path: bytes) -> None:
         """Record something that is no file, in whose place one may have been."""
+        if len(self._records) >= _WAITING:
+            self._write()
         self._records.append(b"l %s\0" % path)
 
-    def linked(self, path: bytes, target: bytes) -> bytes:
-        """Record a hard link; the path under which its content is recorded."""
-        self.made(path)
-        self._links[path] = self._links.get(target, target)
-        return self._links[path]
+    def dated(self, path: bytes, mtime_ns: "Optional[int]") -> None:
+        """Record the time of a file or directory if it may pass for that of a later change."""
+        if len(self._records) >= _WAITING:
+            self._write()
+        if mtime_ns is not None and mtime_ns >= self._recent:
+            self._records.append(b"t %d %s\0" % (min(mtime_ns, LATEST), path))
 
     def rewritten(
         self, path: bytes, handle: int, pieces: "Optional[List[Tuple[int, bytes]]]"
@@ -113,14 +127,12 @@ class Manifest:
         """Record a file that was relocated.
 
         Args:
-            path: absolute.
+            path: relative to the directory; any of its names, if it has several.
             handle: the file, open for reading.
             pieces: what was written at which offset; None if that is not known.
         """
         if len(self._records) >= _WAITING:
             self._write()
-        path = path[len(self._directory) + 1 :]
-        path = self._links.get(path, path)
         size = os.fstat(handle).st_size
         if pieces is None:
             self._records.append(b"w %d %x %s\0" % (size, sample(handle, size, True), path))
@@ -134,25 +146,37 @@ class Manifest:
 
     def survey(self) -> None:
         """Record the whole tree as it is: for what was not unpacked through ``sampled``."""
-        for parent, directories, names in os.walk(self._directory):
-            below = parent[len(self._directory) + 1 :]
-            for name in directories + names:
-                path = os.path.join(below, name)
-                status = os.lstat(os.path.join(parent, name))
-                if path.startswith(OURS) or stat.S_ISDIR(status.st_mode):
-                    continue
-                if not stat.S_ISREG(status.st_mode):
-                    self.made(path)
-                    continue
-                handle = os.open(os.path.join(parent, name), os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    crc = sample(handle, status.st_size)
-                finally:
-                    os.close(handle)
-                self._records.append(b"f %d %x %s\0" % (status.st_size, crc, path))
+        directories = Directories(self._directory)
+        below = [b""]
+        try:
+            while below:
+                check()
+                parent = below.pop()
+                directory = directories.of(parent)
+                for name in map(os.fsencode, os.listdir(directory)):
+                    if is_ours(name):
+                        continue
+                    status = os.lstat(name, dir_fd=directory)
+                    path = parent + b"/" + name if parent else name
+                    self.dated(path, status.st_mtime_ns)
+                    if stat.S_ISDIR(status.st_mode):
+                        below.append(path)
+                    elif stat.S_ISREG(status.st_mode):
+                        handle = os.open(name, SAFELY, dir_fd=directory)
+                        try:
+                            crc = sample(handle, status.st_size, look=check)
+                        finally:
+                            os.close(handle)
+                        self._records.append(b"f %d %x %s\0" % (status.st_size, crc, path))
+                    else:
+                        self.made(path)
+        finally:
+            directories.close()
 
     def finish(self) -> str:
         """Write what is left, and close; what ``is_whole`` wants, for the completion marker."""
+        # Something to write there always is: the file's time is to be that of the end.
+        self._records.append(b"\0")
         self._write()
         try:
             handle, self.handle = self.handle, -1
@@ -173,11 +197,28 @@ class Manifest:
             raise failure(error, self._path, self.handle, len(data))
 
 
-def sample(handle: int, size: int, whole: bool = False) -> int:
-    """The CRC-32 of the sampled bytes of an open file, or of all of them. Raises OSError."""
+def sample(
+    handle: int,
+    size: int,
+    whole: bool = False,
+    look: "Optional[Callable[[], None]]" = None,
+    start: int = 0,
+) -> int:
+    """The CRC-32 of the sampled bytes of an open file, or of all of them.
+
+    Args:
+        size: how many bytes to go through; fewer, if the file is shorter.
+        look: called before each piece.
+        start: where to begin.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     crc = at = 0
     while at < size:
-        data = os.pread(handle, 1 << 20, at)
+        if look is not None:
+            look()
+        data = os.pread(handle, min(1 << 20, size - at), start + at)
         if not data:
             break
         if size > _PAGE and not whole:

@@ -2,3 +2,5 @@
 
 In: nothing.  Out: what the system says of itself.  Promised: a leaf, which knows no other room.
 """
+
+__all__ = ["memory", "process", "processors", "signals", "threads"]

@@ -30,7 +30,8 @@ def usable() -> int:
 def capped(threads: int) -> int:
     """So many threads, or as many as PONCHO_PACKAGE_RUN_THREADS allows; at least 1."""
     cap = os.environ.get("PONCHO_PACKAGE_RUN_THREADS", "")
-    if cap.isdigit() and int(cap) > 0:
+    # Not isdigit, which is true of a superscript; int refuses thousands of digits.
+    if cap.isdecimal() and len(cap) < 10 and int(cap) > 0:
         threads = min(threads, int(cap))
     return max(threads, 1)
 

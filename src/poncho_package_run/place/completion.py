@@ -1,97 +1,158 @@
-"""Whether a directory holds a complete environment, and where in it (read at every start)."""
+"""Whether a directory holds a complete environment that can be used at once (read at every start).
+
+Everything unusual is left to ``settle``: here it is only told that it is not the usual.
+"""
 
 import errno
 import os
+import stat
 
-from .. import MARKER, OURS
+from .. import MARKER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
-UNPACKING = b".poncho_package_run_unpacking"
-RELOCATING = b".poncho_package_run_adopting"
-
 # In the marker: its files were read after the machine had started anew, so they are on disk.
 ON_DISK = b'"on_disk": true'
 
+_SAFELY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LIMIT = 1 << 16
 
-def is_complete(directory: bytes, archive: "Optional[bytes]") -> bool:
-    """Whether the completion marker is there, and its environment is to be trusted.
+# What open(2) says where there is none: no such file, a symlink, a FIFO's or a socket's name.
+_NONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EOPNOTSUPP)
 
-    It is not while no one has looked whether the files survived a restart of this machine.
+
+def ready_prefix(directory: bytes, archive: "Optional[bytes]") -> "Optional[bytes]":
+    """The prefix of the environment in a directory; None if there is anything to do or to tell.
 
     Args:
         directory: absolute and real.
-        archive: what would be unpacked; if the marker names another, a line on stderr says
-            so.  None for a directory that is used where it is.
+        archive: what would be unpacked; None for a directory that is used where it is.
     """
     try:
-        handle = os.open(directory + b"/" + MARKER, os.O_RDONLY | os.O_CLOEXEC)
-        marker = os.read(handle, 65536)
-        os.close(handle)
+        marker = read_marker(directory)
     except OSError:
-        return False  # none, or told when its lock has been taken
+        return None
+    if not is_trusted(directory):
+        return None
+    if marker is None:
+        # Without a marker and without conda-pack's script there is nothing to be done, but who
+        # would unpack has to wait for whoever may be doing so.
+        if archive is None and not _exists(directory + b"/bin/conda-unpack"):
+            return directory if is_prefix(directory) else None
+        return None
+    if marker[:1] != b"{":
+        # The CCTools script's: the date.
+        return directory if marker and is_prefix(directory) else None
     # The common case is told by comparing bytes; parsing JSON would cost 3 ms.
     try:
-        same = b""
         if archive is not None:
             status = os.stat(archive)
-            same = b'"archive_mtime_ns": %d, "archive_size": %d,' % (
+            if b'"archive_mtime_ns": %d, "archive_size": %d,' % (
                 status.st_mtime_ns,
                 status.st_size,
-            )
-        prefix = b'"prefix": "' + directory
-        if same in marker and (prefix + b'"' in marker or prefix + b"/" in marker):
-            if ON_DISK in marker:
-                return True
-            with open("/proc/sys/kernel/random/boot_id", "rb", 0) as file:
-                if file.read(36) in marker:
-                    return True
+            ) not in marker:
+                return None
+        prefix = marker.partition(b'"prefix": "')[2].partition(b'"')[0]
+        below = prefix[len(directory) :]
+        if not prefix.startswith(directory) or below[:1] not in b"/" or b"/." in below:
+            return None
+        # Of another machine's restarts nothing is known here.
+        if not (
+            ON_DISK in marker
+            or _has(marker, "/proc/sys/kernel/random/boot_id")
+            or (b'"machine_id": "' in marker and not _has(marker, "/etc/machine-id"))
+        ):
+            return None
     except OSError:
-        pass
-    from .verify import verify
-
-    return verify(marker, directory, archive)
+        return None
+    return prefix if marker.endswith(b"}\n") and b"\\" not in prefix else None
 
 
-def is_settled(directory: bytes) -> bool:
-    """Whether a directory that is used where it is has been relocated, or needs not be."""
-    if is_complete(directory, None):
-        return True
-    if os.path.exists(directory + b"/" + MARKER):
-        return False  # the machine was down since
-    return not os.path.exists(prefix_in(directory) + b"/bin/conda-unpack")
+def _has(marker: bytes, path: str) -> bool:
+    """Whether a marker names what the one line of a file of the system says."""
+    with open(path, "rb", 0) as file:
+        return file.read(64).strip() in marker
 
 
-def prefix_in(directory: bytes) -> bytes:
-    """The environment's prefix: the directory itself, or the one directory in it.
+def read_marker(directory: bytes) -> "Optional[bytes]":
+    """The completion marker's content; None if there is none.
+
+    What anybody may have put in its place (a symlink, a FIFO, something huge) is none.
+
+    Raises OSError: nobody can tell.
+    """
+    try:
+        handle = os.open(directory + b"/" + MARKER, _SAFELY)
+    except OSError as error:
+        if error.errno in _NONE:
+            return None
+        raise
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LIMIT:
+            return None
+        return os.read(handle, _LIMIT)
+    finally:
+        os.close(handle)
+
+
+def locate(path: bytes) -> bytes:
+    """The absolute, real path of the directory that a path leads to, be it there or not.
 
     Raises:
-        ArchiveError: there is no environment (``conda-meta``, ``bin/activate`` or ``pyvenv.cfg``).
+        CannotCreate: nobody can tell, or the path is a symlink that anybody may have planted.
     """
-    if _is_prefix(directory):
-        return directory
-    below = [name for name in os.listdir(directory) if not name.startswith(OURS)]
-    if len(below) == 1:
-        only = directory + b"/" + below[0]
-        # Through a symlink it would be somewhere else, where nothing is ours to relocate.
-        if not os.path.islink(only) and _is_prefix(only):
-            return only
-    from ..telling.errors import ArchiveError
+    try:
+        directory, spelled = os.path.realpath(path), os.path.abspath(path)
+    except OSError as error:
+        from ..telling.errors import CannotCreate
 
-    raise ArchiveError(
-        "{} holds no environment (no conda-meta, bin/activate or pyvenv.cfg in it or in its only "
-        "directory); pack one with conda-pack".format(os.fsdecode(directory))
+        raise CannotCreate(
+            "cannot tell where {} is, seen from the working directory: {}; give its absolute "
+            "path".format(os.fsdecode(path), error.strerror)
+        )
+    if directory != spelled and not is_trusted(spelled):
+        raise untrusted(spelled)
+    return directory
+
+
+def is_trusted(path: bytes) -> bool:
+    """Whether what lies at a path can have been put there only by this user or by root.
+
+    Where anyone may make a directory, but remove only his own (/tmp), anyone may have planted it.
+    True also if it does not exist.
+    """
+    try:
+        parent = os.stat(os.path.dirname(path))
+        if parent.st_mode & stat.S_ISVTX and parent.st_mode & stat.S_IWOTH:
+            return os.lstat(path).st_uid in (0, os.geteuid())
+    except OSError:
+        pass  # told by whoever opens it
+    return True
+
+
+def untrusted(path: bytes) -> Exception:
+    """The failure to tell of what is not trusted."""
+    from ..telling.errors import CannotCreate
+
+    return CannotCreate(
+        "{} belongs to another user, in a directory where anyone may have made it; choose "
+        "another directory".format(os.fsdecode(path))
     )
 
 
-def _is_prefix(directory: bytes) -> bool:
-    for name in (b"/conda-meta", b"/bin/activate", b"/pyvenv.cfg"):
-        try:
-            os.stat(directory + name)
-            return True
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
-                raise  # it says nothing about the environment
-    return False
+def is_prefix(directory: bytes) -> bool:
+    """Whether a directory is an environment's own: has conda-meta, bin/activate or pyvenv.cfg."""
+    return any(
+        _exists(directory + name) for name in (b"/conda-meta", b"/bin/activate", b"/pyvenv.cfg")
+    )
+
+
+def _exists(path: bytes) -> bool:
+    try:
+        os.lstat(path)
+        return True
+    except OSError:
+        return False

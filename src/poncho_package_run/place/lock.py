@@ -1,194 +1,206 @@
-"""The exclusive writing lock on a directory.
+"""The writing lock on a directory.  It saves work and never decides.
 
-Locks are asked for without blocking, again and again: one look at the completion marker then
-ends every wait at once, where blocked waiters would have to go through the lock one by one.
+flock(2) on the directory itself, which is what the CCTools script takes; where the file system
+refuses that, a lease file (see ``lease``); where neither is to be had, none.  Everything stays
+right if it is refused, lost, or granted to two: what decides is the rename (see ``publication``).
 
-**Who excludes whom.**  A file system may refuse one process the lock that it grants another
-(a client that lost its lock server, two nodes with different mount options), or grant it to
-two (locks local to a node).  Two processes A and B may therefore hold "the lock" in different
-ways.  What decides then is the in-progress marker, which ``acquire`` sets before it returns if
-it is told by ``vacant`` that there is something to do.  Race by race:
-
-* A and B find DIR empty at once: the marker is made with O_EXCL. B waits for A.
-* B is granted a lock while A unpacks: the marker names A, and A lives (same host) or touches it
-  (another host). B keeps its lock, so that it is next, and waits.
-* B looks before A's marker and sets its own after A's was renamed to the completion marker: B
-  asks ``published`` once more after it has set the marker, and takes it back.
-* A died. Whoever has a lock, of whatever kind, may take over; B and C do so at once: only the
-  successor of A may touch A's marker (see ``claim``), and there is one.
-* A and B are on two nodes, both granted: as above. If A is stopped for longer than
-  ``marker.SILENCE`` it is taken for dead; when it goes on, ``Lock.is_ours`` is false, so it never
-  publishes. Its last writes may still fall into B's tree: the one race that remains, and only
-  where neither a lock nor /proc reaches across.
-
-Without ``vacant`` the exclusion is that of the lock alone, and of others' markers. The CCTools
-script sets no marker: against it only the flock counts, which is the one it takes.
+It is asked for without blocking, again and again: one look at the completion marker then ends
+every wait at once, where blocked waiters would have to go through the lock one by one.  And it is
+asked for before anything is imported that only unpacking needs: with 32 starts at once on two
+cores, what the waiters compute is taken from the one that unpacks.
 """
 
 import errno
+import fcntl
 import os
 import time
 
-from ..machine import holder
 from ..machine.signals import check
-from ..telling import errors, failures
-from . import lockfile, marker
-from .completion import UNPACKING
-from .turn import POLL, Turn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List, Optional
+    from typing import Callable, Optional
 
-    from ..machine.holder import Holder
+    from .lease import Lease
+
+# Promised is a tenth of a second; more looks of many waiters would slow the unpacking down.
+POLL = 0.04
+
+# Lustre without flock; NFS without lockd; NFSv4 on a read-only descriptor; DVS and autofs
+# (ENOTSUPP, which has no name outside the kernel); BSD and macOS mounts; FUSE; shared HOMEs.
+_REFUSED = frozenset(
+    (
+        errno.ENOSYS,
+        errno.ENOLCK,
+        errno.EBADF,
+        524,
+        errno.EOPNOTSUPP,
+        errno.ENOTSUP,
+        errno.EINVAL,
+        errno.EIO,
+    )
+)
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Lock:
-    """A lock that is held; a context manager. It ends with the process, and at an exec.
+    """The lock on a directory; a context manager that gives it back.
+
+    Args:
+        directory: absolute and real.
+        seconds: how long to wait; 0 tries once.
+        make: whether the directory is to be made if it is missing.
 
     Attributes:
-        how (str): "flock", "lock file, flock", "lock file, fcntl" or "lock file, exclusive".
-        marked (bool): the in-progress marker is set, in this process's name.
-        taken_over (bool): the marker was a dead unpacking's, whose remains are in DIR.
+        since (float): when the wait began, by ``time.monotonic``.
     """
 
-    def __init__(self, way: "lockfile.Way", mark: "marker.Marker", marked: bool) -> None:
-        self.how = way.how
-        self.marked = marked
-        self.taken_over = mark.taken_over
-        self._way = way
-        self._marker = mark
-
-    def is_ours(self) -> bool:
-        """Whether the marker still names this process: to be asked just before publishing.
-
-        Raises OSError if it cannot be read.
-        """
-        return self._marker.is_ours()
-
-    def unmark(self) -> None:
-        """Remove the marker, unless it is gone already or another's. Raises OSError."""
-        if self.is_ours():
-            self._marker.remove()
-
-    def release(self) -> None:
-        """Give the lock back (once; more often does nothing). The marker stays as it is."""
-        self._marker.stop()
-        self._way.release()
+    def __init__(self, directory: bytes, seconds: float, make: bool) -> None:
+        self.directory = directory
+        self.since = time.monotonic()
+        self._seconds = seconds
+        self._make = make
+        self._made = self._opened = False
+        self._handle = -1
+        self._lease: Optional[Lease] = None
 
     def __enter__(self) -> "Lock":
         return self
 
-    def __exit__(self, *exception: "Any") -> None:
-        self.release()
-
-
-def acquire(
-    directory: bytes,
-    seconds: float,
-    published: "Optional[Callable[[], bool]]" = None,
-    waiting: "Optional[Callable[[Optional[Holder], float], object]]" = None,
-    vacant: "Optional[Callable[[], bool]]" = None,
-    name: bytes = UNPACKING,
-    turn: "Optional[Turn]" = None,
-) -> "Optional[Lock]":
-    """Wait for the lock on ``directory``, which exists.
-
-    Args:
-        directory: the path; a relative one must not change its meaning meanwhile.
-        seconds: how long to wait; 0 tries once.
-        published: asked between tries, and once more with the lock held: is it done already?
-        waiting: called about once a second, with the holder if known and the seconds waited.
-        vacant: asked with the lock held: is there something to do, because ``directory`` holds
-            nothing, or nothing but entries whose names begin with ``name``, or what a dead
-            process left? If so, the marker is set before the lock is returned.
-        name: the marker's.
-        turn: what was done about it already; its handle is taken over.
-    Returns:
-        The lock, or None as soon as ``published`` is true, with nothing held and nothing left.
-    Raises:
-        LockTimeout: another process has it; names the directory, the seconds and the holder.
-        CannotCreate: neither the directory nor a lock file can be opened or locked, or the
-            marker cannot be set.
-        InputOutputError: the same, for a disk error, a full disk or a used-up quota.
-    """
-    done = published or (lambda: False)
-    mark = marker.Marker(directory, name)
-    turn = turn or Turn()
-    ways = lockfile.ways(directory, turn.handle)
-    turn.handle = -1
-    start, told = turn.since, time.monotonic()
-    lock = None
-    try:
-        while not done():
+    def __exit__(self, *_: object) -> None:
+        """Give the lock back; a directory that was made here and is still empty goes too."""
+        if self._made:
             try:
-                granted = ways[0].attempt()
-            except OSError as error:
-                if not _is_refusal(error, ways):
-                    raise
-                ways.pop(0).release()
-                continue
-            if granted and mark.is_free():
-                if done():
-                    break
-                if vacant is None or not vacant():
-                    lock = Lock(ways[0], mark, False)
-                    break
-                if mark.take():
-                    if done():
-                        mark.remove()
-                        break
-                    lock = Lock(ways[0], mark, True)
-                    break
-            now = time.monotonic()
-            if now - start >= seconds:
-                raise _timeout(directory, seconds, ways[0], _owner(mark, ways[0], granted))
-            if waiting is not None and now - told >= 1:
-                told = now
-                waiting(_owner(mark, ways[0], granted), now - start)
-            time.sleep(min(POLL, start + seconds - now))
+                os.rmdir(self.directory)
+            except OSError:
+                pass  # it holds what was wanted, or is gone
+        self._close()
+        if self._lease is not None:
+            self._lease.release()
+
+    def wait(
+        self,
+        ready: "Callable[[], Optional[bytes]]",
+        waiting: "Optional[Callable[[Callable[[], str], float, float], object]]" = None,
+    ) -> "Optional[bytes]":
+        """Wait for the lock, or until the environment is ready.
+
+        Args:
+            ready: asked between tries; gives the environment's prefix once it is.
+            waiting: called between tries, with what tells who holds the lock, the seconds
+                waited, and those at most.
+
+        Returns:
+            What ``ready`` gave; None if the lock is held, or there is none to be had.
+
+        Raises:
+            LockTimeout: another process has it.
+            CannotCreate, InputOutputError: the directory cannot be made.
+        """
+        while True:
             check()
-    except OSError as error:
-        raise _failure(directory, error) from error
-    finally:
-        if lock is None:
-            mark.stop()
-            ways[0].release()
-    return lock
+            try:
+                if self._attempt():
+                    return ready()  # by another process, perhaps, before the lock was ours
+            except OSError as error:
+                from ..telling.failures import located
 
+                raise located(error, self.directory)
+            prefix = ready()
+            if prefix is not None:
+                return prefix
+            now = time.monotonic()
+            left = self.since + self._seconds - now
+            if left <= 0:
+                raise self._timeout()
+            if waiting is not None:
+                waiting(self._holder, now - self.since, self._seconds)
+            time.sleep(min(POLL, left))
 
-def _is_refusal(error: "OSError", ways: "List[lockfile.Way]") -> bool:
-    """Whether the next way is to be tried: locks are refused, or DIR may not be opened."""
-    if ways[0].how == "flock" and error.errno in (errno.EACCES, errno.EPERM):
-        return True
-    return error.errno in lockfile.REFUSED and len(ways) > 1
+    def _attempt(self) -> bool:
+        """Try once, without waiting; True also where there are no locks."""
+        if self._lease is not None:
+            return self._lease.attempt()
+        try:
+            while True:
+                if self._handle < 0:
+                    self._open()
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_current():
+                    return True
+                # Another has been put in its place, or it was removed, while we waited.
+                self._close()
+        except BlockingIOError:
+            return False
+        except FileNotFoundError:  # removed between the two calls: the next attempt makes it
+            if not self._make:
+                raise
+            return False
+        except OSError as error:
+            if error.errno not in _REFUSED and not isinstance(error, PermissionError):
+                raise
+            from .lease import Lease
 
+            self._lease = Lease(self.directory)
+            return self._lease.attempt()
 
-def _owner(mark: "marker.Marker", way: "lockfile.Way", granted: bool) -> "Optional[Holder]":
-    theirs = mark.owner()
-    if theirs is not None and not holder.is_dead(theirs):
-        return theirs
-    return None if granted else way.owner()
+    def _open(self) -> None:
+        if self._make:
+            # Who has removed the parents while we waited does not want them back.
+            make: Callable[[bytes], object] = os.mkdir if self._opened else os.makedirs
+            try:
+                make(self.directory)
+                self._made = True
+            except FileExistsError:
+                pass
+            except OSError as error:
+                from ..telling.failures import cannot_create
 
+                raise cannot_create(self.directory, error)
+        self._handle = os.open(self.directory, _OPEN)
+        self._opened = True
 
-def _timeout(
-    directory: bytes, seconds: float, way: "lockfile.Way", owner: "Optional[Holder]"
-) -> "errors.LockTimeout":
-    who = "another process"
-    if owner is not None:
-        who = "pid {} on host {}".format(owner["pid"], owner["host"])
-    message = "waited {:g} s for the lock on {}, which {} holds; ".format(
-        seconds, os.fsdecode(directory), who
-    )
-    if isinstance(way, lockfile.Claim):
-        message += "if that process is gone, remove {}; else ".format(os.fsdecode(way.path))
-    return errors.LockTimeout(message + "try again, or wait longer with --wait-for-lock")
+    def is_current(self) -> bool:
+        """Whether what was locked is still what the path names."""
+        if self._lease is not None:
+            return os.path.isdir(self.directory)
+        return self._is_current()
 
+    def _is_current(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._handle), os.stat(self.directory))
+        except OSError:  # ENOENT; ESTALE on NFS
+            return False
 
-def _failure(directory: bytes, error: "OSError") -> "errors.Failure":
-    path = error.filename2 or error.filename  # of symlink(2), the second is the path
-    return failures.kind_of(error)(
-        "cannot lock {}: {}{}; make the directory that holds it writable, or choose another".format(
-            os.fsdecode(directory), os.fsdecode(path) + ": " if path else "", error.strerror
+    def _close(self) -> None:
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+    def _holder(self) -> str:
+        """Who holds the lock, as far as that is known."""
+        if self._lease is not None:
+            return self._lease.holder()
+        try:
+            status = os.stat(self.directory)
+            device = (os.major(status.st_dev), os.minor(status.st_dev))
+            which = "{:02x}:{:02x}:{}".format(device[0], device[1], status.st_ino).encode("ascii")
+            with open("/proc/locks", "rb") as file:
+                for line in file:
+                    fields = line.split()
+                    if fields[1] == b"FLOCK" and fields[5] == which:
+                        # A shell's "flock 9" has ended, and its pid may be another's by now.
+                        os.kill(int(fields[4]), 0)
+                        return "pid {} on host {}".format(int(fields[4]), os.uname().nodename)
+        except (OSError, ValueError, IndexError):
+            pass  # another system; or the holder has ended, or is in another container
+        return "another process"
+
+    def _timeout(self) -> Exception:
+        from ..telling.errors import LockTimeout
+
+        return LockTimeout(
+            "waited {:g} s for the lock on {}, which {} holds; try again, or wait longer with "
+            "--wait-for-lock".format(self._seconds, os.fsdecode(self.directory), self._holder())
         )
-    )

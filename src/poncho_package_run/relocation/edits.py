@@ -1,197 +1,379 @@
-"""Placeholders in a file's content to the prefix: the rules of conda-unpack.
+r"""Placeholders in a file's content to the prefix: the rules of conda-unpack, made repeatable.
 
-They are (conda_pack/prefixes.py), record after record: text, every occurrence; binary, from
-each occurrence to the next NUL, all occurrences, and NULs to the old length; a string that no
-NUL closes stays as it is.
+conda-unpack's rules (conda_pack/prefixes.py) hold record after record.  Text: every occurrence
+is replaced, from left to right.  Binary: a string goes from an occurrence to the next NUL; all
+occurrences in it are replaced, and NULs fill it up to its old length; one that no NUL closes
+stays as it is.
+
+Repeatable: where the prefix contains the placeholder (``/w/env2`` and ``/w/env``), a content is
+read from left to right as prefixes, placeholders and other bytes, in this order of preference,
+and only those placeholders are replaced.  What was relocated already is one prefix after the
+other, and stays; a content without the prefix becomes what conda-unpack makes of it.
+
+That is as far as it goes: a placeholder that the new prefix forms with what stands beside it
+(``/w/lib`` replaced by ``/w`` in ``/w/lib/lib``) cannot be told from one that was there.  Who
+may come twice has to look for that (see ``holds``).
+
+After an earlier relocation (``previous``) files name that prefix in the placeholder's place, and
+a binary string has the NULs behind it that were added then: it is changed only if they are
+there, and uses no others.
 """
 
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterator, List, Optional, Tuple
+    from typing import Callable, Iterable, Iterator, List, Optional, Tuple, Union
 
-    Edits = List[Tuple[bytes, bool]]
+    # What is replaced, whether in strings, and the bytes that each has room for in a string.
+    Edit = Tuple[bytes, bool, int]
+    Edits = Iterable[Edit]
+    Change = Tuple[int, int, bytes]
     Piece = Tuple[int, bytes]
 
-# Above this, a file is gone through in parts (contract: 64 MiB for everything).  Programs sooner:
-# only the strings that hold a placeholder are written then.
-_WHOLE = 4 << 20
-_WHOLE_PROGRAM = 1 << 18
-
-# No string of a program is as long.
-_STRING = 8 << 20
-
-# Linux took 127 bytes of a shebang line until 5.1, and other systems still do.
-_SHEBANG_LIMIT = 127
-
-_PART = 1 << 20
-
-# What is searched at a time: read and gone through while it is in the processor's cache, and in
-# memory that is used again (190 MB with 39 placeholders: 0.11 seconds file by file, 0.09 so).
+# Up to this, a file is read as a whole; of others so much at a time, while it is in the
+# processor's cache (190 MB with 39 placeholders: 0.11 seconds file by file, 0.09 so).
 WINDOW = 1 << 17
 
-# What was written in place is told piece by piece, unless it is too much to remember.
+# What may become of it in memory, whatever the lengths of placeholders and prefix.
+_WHOLE = 8 * WINDOW
+
+# What was written is told piece by piece, unless it is too much to remember.
 _PIECES = 1 << 20
 
-
-def is_large(data_size: int, edits: "Edits", prefix: bytes) -> bool:
-    """Whether a file of so many bytes is to be edited in place, part by part."""
-    if data_size * len(prefix) <= _WHOLE_PROGRAM:
-        return False  # whatever the placeholders: so are most
-    shortest = min(len(placeholder) for placeholder, _ in edits)
-    limit = _WHOLE_PROGRAM if all(binary for _, binary in edits) else _WHOLE
-    return data_size * max(1, len(prefix) // shortest) > limit
+_ZEROS = bytes(4096)
 
 
-def replaced(data: bytes, edits: "Edits", prefix: bytes) -> bytes:
-    """A file's content with its placeholders replaced.
+class TooLong(Exception):
+    """The prefix is longer than what a placeholder has room for in a string.
+
+    Attributes:
+        room (int): for how many bytes there is.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__(room)
+        self.room = room
+
+
+def edits_of(
+    placeholder: bytes, binary: bool, prefix: bytes, previous: "Optional[bytes]"
+) -> "List[Edit]":
+    """What one record asks for; what the environment was relocated to before comes first.
+
+    That may contain the placeholder, which then is not to be found in it.
+    """
+    room = len(placeholder) if binary else 0
+    edits = [(placeholder, binary, room)]
+    if previous is not None and previous != placeholder and not len(previous) > room > 0:
+        edits.insert(0, (previous, binary, room))
+    return [edit for edit in edits if edit[0] != prefix]
+
+
+def replaced(data: bytes, edits: "Edits", prefix: bytes) -> "Optional[bytes]":
+    """A file's content with its placeholders replaced; None if that is not for the memory.
 
     Args:
         data: the content.
-        edits: (placeholder, is it binary) pairs, in the records' order.
-        prefix: what replaces the placeholders.
+        edits: what to replace, one after the other.
+        prefix: by what.
+
+    Raises:
+        TooLong: see there.
     """
-    shebang = data[:2] == b"#!"
-    for placeholder, binary in edits:
-        if placeholder in data:
-            if binary:
-                data = _replaced_strings(data, placeholder, prefix)
-            else:
-                data = data.replace(placeholder, prefix)
-    return _startable(data, prefix) if shebang else data
+    for edit in edits:
+        if edit[0] in data:
+            if len(data) * (1 + len(prefix) // len(edit[0])) > _WHOLE:
+                return None
+            pieces = []
+            at = 0
+            for offset, length, new in changes(data, edit, prefix):
+                pieces.append(data[at:offset])
+                pieces.append(new)
+                at = offset + length
+            if pieces:
+                data = b"".join(pieces) + data[at:]
+    return data
 
 
-def edit(source: int, output: int, edits: "Edits", prefix: bytes) -> "Optional[List[Piece]]":
-    """The same with an open file of any size, in place.
+def changes(content: "Union[bytes, Contents]", edit: "Edit", prefix: bytes) -> "Iterator[Change]":
+    """(offset, length, new bytes) of all that is to be replaced, from left to right.
+
+    Whoever asks for the next may have carried out this one in the content itself, as long as
+    the prefix is no longer than what it replaces.
+
+    Raises:
+        TooLong: see there.
+    """
+    sought, binary, _ = edit
+    if not binary:
+        yield from _replaced_text(content, sought, prefix)
+        return
+    begin = end = count = 0
+    for found in _occurrences(content, sought, prefix):
+        if found < end:
+            count += 1  # another one in the same string
+            continue
+        yield from _filled_up(content, edit, prefix, begin, end, count)
+        begin, count = found, 1
+        end = content.find(b"\0", found + len(sought))
+        if end < 0:
+            return
+    yield from _filled_up(content, edit, prefix, begin, end, count)
+
+
+def _replaced_text(
+    content: "Union[bytes, Contents]", sought: bytes, prefix: bytes
+) -> "Iterator[Change]":
+    """The changes of a text: many at a time, as many as may be in memory."""
+    length = max(len(sought), min(WINDOW, _WHOLE * len(sought) // len(prefix)))
+    found = next(_occurrences(content, sought, prefix), -1)
+    while found >= 0:
+        part = content[found : found + length]
+        if sought in prefix:
+            # Up to the next prefix, which may begin where it is not to be seen any more.
+            whole = part.find(prefix)
+            end = whole + len(sought) - 1 if whole >= 0 else len(part) - len(prefix)
+            part = part[: max(len(sought), end)]
+        pieces = part.split(sought)
+        size = len(part) - len(pieces.pop())
+        yield found, size, prefix.join([*pieces, b""])
+        found = next(_occurrences(content, sought, prefix, found + size), -1)
+
+
+def _filled_up(
+    content: "Union[bytes, Contents]",
+    edit: "Edit",
+    prefix: bytes,
+    begin: int,
+    end: int,
+    count: int,
+) -> "Iterator[Change]":
+    """The changes of one string with ``count`` placeholders."""
+    sought, _, room = edit
+    padding = count * (room - len(sought))
+    if not count or padding and not _is_zero(content, end, end + padding + 1):
+        return  # not a string that was relocated before
+    if room < len(prefix):
+        raise TooLong(room)
+    places = [begin] if count == 1 else _occurrences(content, sought, prefix, begin, end)
+    for found in places:
+        yield found, len(sought), prefix
+    fill = count * (room - len(prefix))
+    yield end, padding, _ZEROS[:fill]
+    for zeros in _zeros(fill - len(_ZEROS)):
+        yield end + padding, 0, zeros
+
+
+def holds(content: "Union[bytes, Contents]", edits: "Edits", prefix: bytes) -> bool:
+    """Whether there is anything to replace."""
+    return any(next(changes(content, edit, prefix), None) is not None for edit in edits)
+
+
+def _occurrences(
+    content: "Union[bytes, Contents]",
+    sought: bytes,
+    prefix: bytes,
+    at: int = 0,
+    stop: int = sys.maxsize,
+) -> "Iterator[int]":
+    """The offsets of ``sought`` from ``at`` on, but for those that are part of the prefix."""
+    inside = prefix.find(sought)
+    while True:
+        found = content.find(sought, at, stop)
+        if found < 0:
+            return
+        if inside >= 0:
+            begin = max(at, found - inside)
+            whole = content.find(prefix, begin, min(stop, found + len(prefix)))
+            if whole >= 0:
+                at = whole + len(prefix)
+                continue
+        yield found
+        at = found + len(sought)
+
+
+def _zeros(count: int) -> "Iterator[bytes]":
+    for rest in range(count, 0, -len(_ZEROS)):
+        yield _ZEROS[:rest]
+
+
+def _is_zero(content: "Union[bytes, Contents]", start: int, stop: int) -> bool:
+    for zeros in _zeros(stop - start):
+        if content.find(zeros, start, start + len(zeros)) < 0:
+            return False
+        start += len(zeros)
+    return True
+
+
+class Contents:
+    """An open file of any size as ``bytes.find`` sees it, through a window that moves along.
 
     Args:
-        source, output: descriptors of the file, to read and to write it.
-        edits, prefix: see ``replaced``.
+        handle: its descriptor.
+        look: called at each step of the window, several times a second.
+    """
+
+    def __init__(self, handle: int, look: "Callable[[], None]") -> None:
+        self._handle = handle
+        self._look = look
+        self._at = 0
+        self._data = b""
+        self._last = False  # whether the window is at the end
+
+    def __getitem__(self, where: slice) -> bytes:
+        """What of it is in the window, from what was found last."""
+        return self._data[where.start - self._at : where.stop - self._at]
+
+    def find(self, sought: bytes, start: int = 0, stop: int = sys.maxsize) -> int:
+        while True:
+            if not self._at <= start <= self._at + len(self._data) - len(sought):
+                size = WINDOW + len(sought)
+                self._at, self._data = start, self._read(start, size)
+                self._last = len(self._data) < size
+            found = self._data.find(sought, start - self._at, max(0, stop - self._at))
+            if found >= 0:
+                return self._at + found
+            # Behind the last place where it would have been seen.
+            start = self._at + len(self._data) - len(sought) + 1
+            if self._last or start > stop - len(sought):
+                return -1
+
+    def copied(self, start: int, stop: int) -> "Iterator[bytes]":
+        """The bytes from one offset to another, or to the file's end."""
+        while start < stop:
+            data = self._data[max(0, start - self._at) : max(0, stop - self._at)]
+            if not data or start < self._at:
+                data = self._read(start, min(WINDOW, stop - start))
+                if not data:
+                    return
+            yield data
+            start += len(data)
+
+    def _read(self, start: int, size: int) -> bytes:
+        self._look()
+        data = os.pread(self._handle, size, start)
+        while len(data) < size:  # the end, most of the time
+            more = os.pread(self._handle, size - len(data), start + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+
+def edit_file(
+    handle: int,
+    edits: "Edits",
+    prefix: bytes,
+    spare: "Callable[[], int]",
+    look: "Callable[[], None]",
+) -> "Optional[List[Piece]]":
+    """``replaced`` for an open file of any size, where it is.
+
+    Args:
+        handle: its descriptor, to read and to write it.
+        spare: gives the descriptor of an empty file on the same file system.
+        look: see Contents.
 
     Returns:
         What was written at which offset, or None for "most of it".
 
     Raises:
         OSError: what the system said.
+        TooLong: see there; a part of the file may have been written.
     """
-    pieces = None
-    for placeholder, binary in edits:
-        if binary:
-            pieces = _edit_strings(source, output, placeholder, prefix)
-        else:
-            _edit_text(source, output, placeholder, prefix)
-    return pieces if len(edits) == 1 else None
-
-
-def occurrences(source: int, sought: bytes) -> "Iterator[int]":
-    """The offsets of ``sought`` in an open file, read in parts of bounded size."""
-    start = 0
-    part = WINDOW + len(sought)
-    while True:
-        data = os.pread(source, part, start)
-        at = data.find(sought)
-        while at >= 0:
-            yield start + at
-            at = data.find(sought, at + len(sought))
-        if len(data) < part:
-            return
-        start += len(data) - len(sought) + 1
-
-
-def _edit_strings(
-    source: int, output: int, placeholder: bytes, prefix: bytes
-) -> "Optional[List[Piece]]":
-    """One binary placeholder: only the strings that hold it are written."""
     pieces: Optional[List[Piece]] = []
-    behind = total = 0
-    for found in occurrences(source, placeholder):
-        if found < behind:
-            continue  # in a string that has been replaced as a whole
-        string = os.pread(source, 1 << 12, found)
-        while b"\0" not in string and len(string) <= _STRING:
-            more = os.pread(source, _PART, found + len(string))
-            if not more:
-                return pieces  # no NUL closes it
-            string += more
-        end = string.find(b"\0")
-        behind = found + (end if end >= 0 else len(string))
-        if end < 0:
+    for edit in edits:
+        contents = Contents(handle, look)
+        found = changes(contents, edit, prefix)
+        if len(prefix) <= len(edit[0]):
+            written = _carry_out(contents, handle, found, True)
+        elif next(found, None) is not None:
+            splice(handle, lambda copy: changes(copy, edit, prefix), spare, look)  # noqa: B023
+            written = None
+        else:
             continue
-        new = string[:end].replace(placeholder, prefix).ljust(end, b"\0")
-        write(output, found, new)
-        total += len(new)
-        if total > _PIECES:
-            pieces = None
-        elif pieces is not None:
-            pieces.append((found, new))
+        if written != []:
+            pieces = written if pieces == [] else None  # of two, one may be over the other
     return pieces
 
 
-def _edit_text(source: int, output: int, placeholder: bytes, prefix: bytes) -> None:
-    """One placeholder in a text."""
-    size = os.fstat(source).st_size
-    growth = 1 << 16 if os.pread(source, 2, 0) == b"#!" else 0  # room for another shebang line
-    longer = len(prefix) - len(placeholder)
-    if longer > 0:
-        growth += longer * sum(1 for _ in occurrences(source, placeholder))
-    # What is written must stay behind what is still to be read: else that goes out of the way.
-    begin = size + growth if growth else 0
-    if growth:
-        for offset in range(0, size, _PART):
-            write(output, begin + offset, os.pread(source, _PART, offset))
-    part = max(4096, _PART // max(1, len(prefix) // len(placeholder)))
-    held, keep, at = b"", len(placeholder) - 1, 0
-    for offset in range(begin, begin + size, part):
-        pieces = (held + os.pread(source, part, offset)).split(placeholder)
-        # The end of a part may be the beginning of a placeholder.
-        cut = max(0, len(pieces[-1]) - keep)
-        held = pieces[-1][cut:]
-        pieces[-1] = pieces[-1][:cut]
-        new = prefix.join(pieces)
-        if at == 0 and new[:2] == b"#!":
-            new = _startable(new, prefix)
-        at = write(output, at, new)
-    os.ftruncate(output, write(output, at, held))
+def splice(
+    handle: int,
+    changes_of: "Callable[[Contents], Iterable[Change]]",
+    spare: "Callable[[], int]",
+    look: "Callable[[], None]",
+) -> None:
+    """Carry out changes that a file's content moves for: from a copy of it that is out of the way.
 
-
-def _replaced_strings(data: bytes, placeholder: bytes, prefix: bytes) -> bytes:
-    pieces = []
-    at = 0
-    while True:
-        found = data.find(placeholder, at)
-        closed = data.find(b"\0", found + len(placeholder)) if found >= 0 else -1
-        if closed < 0:
-            break
-        pieces.append(data[at:found])
-        string = data[found:closed]
-        pieces.append(string.replace(placeholder, prefix).ljust(len(string), b"\0"))
-        at = closed
-    return b"".join(pieces) + data[at:]
-
-
-def _startable(data: bytes, prefix: bytes) -> bytes:
-    """The same script, with a shebang line that the system can use.
-
-    A line over 127 bytes is cut, and one is split at a space in the prefix.  Then a Python
-    script is started by a shell through a line that is a string to Python (what pip and
-    distlib write); any other by env, which finds the interpreter in the activated environment.
+    Args:
+        handle, spare, look: see ``edit_file``.
+        changes_of: given the copy.
     """
-    line, newline, rest = data.partition(b"\n")
-    interpreter = line[2:].lstrip(b" \t")
-    if not interpreter.startswith(prefix + b"/") or not (
-        len(line) > _SHEBANG_LIMIT or b" " in prefix or b"\t" in prefix
-    ):
-        return data
-    words = interpreter[len(prefix) :].rstrip(b"\r").split(None, 1)
-    path, options = prefix + words[0], words[1:]
-    name = path.rpartition(b"/")[2]
-    if name.startswith((b"python", b"pypy")):
-        quoted = b"'" + path.replace(b"'", b"'\"'\"'") + b"'"
-        # Both a command of the shell and, between triple quotes, a string of Python.
-        start = b" ".join([b"'''exec'", quoted] + options + [b'"$0" "$@"'])
-        return b"#!/bin/sh\n" + start + b"\n' '''\n" + rest
-    return b" ".join([b"#!/usr/bin/env", name] + options) + newline + rest
+    source = spare()
+    try:
+        offset = 0
+        for data in Contents(handle, look).copied(0, sys.maxsize):
+            offset = write(source, offset, data)
+        contents = Contents(source, look)
+        _carry_out(contents, handle, changes_of(contents), False)
+    finally:
+        os.close(source)
+
+
+def _carry_out(
+    source: Contents, output: int, found: "Iterable[Change]", in_place: bool
+) -> "Optional[List[Piece]]":
+    """Write a content with its changes to ``output``, which may be the same file.
+
+    In place what has not moved is not written, and nothing is written over what is still to be
+    read: the bytes before each offset have become no more than they were.
+    """
+    pieces: Optional[List[Piece]] = []
+    waiting: List[bytes] = []
+    begin = size = total = 0  # of what is waiting; all that was written
+    at = moved = 0
+
+    def put(data: bytes) -> None:
+        nonlocal size
+        waiting.append(data)
+        size += len(data)
+        if size >= WINDOW:
+            flush()
+
+    def flush() -> None:
+        nonlocal pieces, begin, size, total
+        if size:
+            data = b"".join(waiting)
+            waiting.clear()
+            write(output, begin, data)
+            total += size
+            if total > _PIECES:
+                pieces = None
+            elif pieces is not None:
+                pieces.append((begin, data))
+            begin += size
+            size = 0
+
+    for offset, length, new in found:
+        if in_place and not moved and offset > at:
+            flush()
+            begin = offset
+        else:
+            for data in source.copied(at, offset):
+                put(data)
+        put(new)
+        at = offset + length
+        moved += len(new) - length
+    if in_place and not moved:
+        flush()
+        return pieces
+    for data in source.copied(at, sys.maxsize):
+        put(data)
+    flush()
+    os.ftruncate(output, begin)
+    return None
 
 
 def write(output: int, offset: int, data: bytes) -> int:

@@ -21,7 +21,8 @@ SCRIPT = b"bin/conda-unpack"
 _BEGIN, _END = b"_prefix_records = [\n", b"]"
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-# A record has two paths: a line is longer only if it is meant to be.  90,000 records fit.
+# A record has two paths: a line is longer only if it is meant to be.  90,000 records fit, and no
+# list that grows with the records can outgrow the script.
 _LINE_LIMIT = 1 << 16
 _SCRIPT_LIMIT = 32 << 20
 _PATH_LIMIT = 4096
@@ -68,12 +69,13 @@ def records(directory: int) -> "Iterator[Tuple[bytes, bytes, bool]]":
                 not 0 < len(placeholder) < _PATH_LIMIT
                 or mode not in (b"text", b"binary")
                 or b"\0" in path
+                or b"\0" in placeholder
             ):
                 raise malformed("the record of " + printable(path))
             # Most paths are plain, and need no second look; a file of this tool has a leading dot.
             if b"/." in path or b"//" in path or path[:1] in b"./" or path[-1:] == b"/":
                 parts = components(path)
-                if parts and parts[0].startswith(OURS):
+                if any(part.lower().startswith(OURS) for part in parts):
                     raise malformed("the record of " + printable(path) + ", a file of this tool,")
                 path = b"/".join(parts)
             yield path, placeholder, mode == b"binary"

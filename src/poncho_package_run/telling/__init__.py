@@ -3,3 +3,5 @@
 In: what happened.  Out: lines on stderr, an exit status.  Promised: one line each, which
 names the path and ends with what to do.
 """
+
+__all__ = ["errors", "explain", "failures", "help", "messages", "refusal", "report"]

@@ -57,6 +57,15 @@ def kind_of(error: OSError) -> "Type[Failure]":
     return InputOutputError if error.errno in _PASSING else CannotCreate
 
 
+def cannot_create(directory: bytes, error: OSError) -> Failure:
+    """A directory that was asked for cannot be made."""
+    return kind_of(error)(
+        "cannot create {}: {}; choose another directory".format(
+            printable(directory), error.strerror
+        )
+    )
+
+
 def located(error: OSError, directory: bytes) -> Failure:
     """The same, for an error that was not expected where it was met: somewhere in ``directory``."""
     path = directory

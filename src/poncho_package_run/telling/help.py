@@ -1,11 +1,9 @@
 """The texts of --help, --version and --help-env-creation."""
 
+import os
+
 from .. import __version__
 from . import errors
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Optional
 
 _USAGE = """\
 usage: poncho_package_run [options] -e FILE [--] [command and args ...]
@@ -22,8 +20,9 @@ options:
       --version             show the version
   -h, --help                show this help
 
-The first word that is not an option, or --, ends the options. A -d that another option or nothing
-follows means --debug (later CCTools releases). Without a command the environment is prepared.
+The first word that is not an option, or --, ends the options. Without a command, or with -n
+(--no-command), the environment is prepared. As in later CCTools releases, a -d that another option
+or nothing follows means --debug; -k (--keep-alive) and -r (--remove-locking) change nothing here.
 
 variables:
   TMPDIR                      where temporary directories are made (default /tmp)
@@ -34,17 +33,33 @@ exit status: the command's own (128+N if signal N killed it), or
 """
 
 
-def text_for(word: str) -> "Optional[str]":
-    """What an option that asks for a text is answered with; None for any other word."""
+def answer(word: str) -> None:
+    """Answer an option that asks for a text, and end.
+
+    Raises:
+        SystemExit: it was written.
+        UsageError: it asks for none.
+        InputOutputError: stdout does not take it.
+    """
     if word in ("-h", "--help"):
-        return _USAGE + "".join("  {:<5}{}\n".format(*row) for row in statuses())
-    if word == "--version":
-        return "poncho_package_run {}\n".format(__version__)
-    if word.startswith("--help-env"):
+        text = _USAGE + "".join("  {:<5}{}\n".format(*row) for row in statuses())
+    elif word == "--version":
+        text = "poncho_package_run {}\n".format(__version__)
+    elif word.startswith("--help-env"):
         from .help_env import TEXT
 
-        return TEXT
-    return None
+        text = TEXT
+    else:
+        raise errors.UsageError("unknown option {}; see --help".format(ascii(word)[1:-1]))
+    left = text.encode()
+    try:
+        while left:
+            left = left[os.write(1, left) :]
+    except OSError as error:
+        raise errors.InputOutputError(
+            "cannot write to stdout: {}; redirect it".format(error.strerror)
+        )
+    raise SystemExit(0)
 
 
 def statuses() -> list:

@@ -3,7 +3,7 @@
 import errno
 import os
 
-from .errors import CommandNotExecutable, CommandNotFound, Failure
+from .errors import CannotCreate, CommandNotExecutable, CommandNotFound, Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,6 +11,27 @@ if TYPE_CHECKING:
 
 IS_DIRECTORY = "it is a directory; name the program in it"
 NOT_PERMITTED = "permission denied; make it executable with chmod +x"
+
+# No program has these names, though a shell knows what to do with them.
+_BUILTINS = (
+    " . : alias bg bind break builtin caller cd command compgen complete continue declare dirs "
+    "disown enable eval exec exit export fc fg getopts hash help history jobs let local logout "
+    "mapfile popd pushd read readonly return set shift shopt source suspend times trap type "
+    "typeset ulimit umask unalias unset wait "
+)
+
+
+def check_prefix(prefix: bytes) -> None:
+    """Refuse a prefix that no PATH can hold.
+
+    Raises:
+        CannotCreate: there is a colon in it.
+    """
+    if b":" in prefix:
+        raise CannotCreate(
+            "cannot use {}: its name has a colon, which separates the directories of PATH; "
+            "choose another directory".format(os.fsdecode(prefix))
+        )
 
 
 def not_found(word: bytes, error: "Optional[OSError]" = None) -> Failure:
@@ -29,6 +50,11 @@ def not_found(word: bytes, error: "Optional[OSError]" = None) -> Failure:
             "cannot run {}: {}; check the path, it is taken from the working directory".format(
                 name, reason
             )
+        )
+    if " {} ".format(name) in _BUILTINS:
+        return CommandNotFound(
+            "command not found: {0} is a builtin of shells, not a program; "
+            "run it by one: sh -c '{0} ...'".format(name)
         )
     return CommandNotFound(
         "command not found: {}; check the spelling, or install it into the environment before "

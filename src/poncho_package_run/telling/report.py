@@ -7,7 +7,7 @@ from .messages import line, warn, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Optional
+    from typing import Callable, Optional
 
 # Nobody wants to read about what is over within a second, nor five lines a second about the rest.
 _FIRST, _EVERY = 1.0, 0.25  # seconds
@@ -79,21 +79,14 @@ class Report:
                 parts.append("{:.0f} s left".format((total - done) / rate))
             self._draw(", ".join(parts))
 
-    def waiting_for(self, seconds: float) -> "Callable[[Optional[Dict[str, Any]], float], None]":
-        """What ``lock.acquire`` is to call while it waits, for ``seconds`` at most."""
-
-        def waiting(holder: "Optional[Dict[str, Any]]", elapsed: float) -> None:
-            if self._elapsed_if_due():
-                who = "another process"
-                if holder is not None:
-                    who = "pid {} on host {}".format(holder["pid"], holder["host"])
-                self._draw(
-                    "waiting for {} to unpack the environment: {:.0f} of {:.0f} s".format(
-                        who, elapsed, seconds
-                    )
+    def waiting(self, holder: "Callable[[], str]", elapsed: float, seconds: float) -> None:
+        """Say for whom the unpacking waits: for ``elapsed`` of at most ``seconds``."""
+        if self._elapsed_if_due():
+            self._draw(
+                "waiting for {} to unpack the environment: {:.0f} of {:.0f} s".format(
+                    holder(), elapsed, seconds
                 )
-
-        return waiting
+            )
 
     def warn(self, message: str) -> None:
         """``warn``, on a line of its own."""

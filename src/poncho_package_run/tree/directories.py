@@ -16,6 +16,9 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # and the command's own descriptors want some too.
 _LIMIT = 64
 
+# Spellings kept for each descriptor: an archive may spell one directory in endless ways.
+_SPELLINGS = 4
+
 
 class Directories:
     """A cache of descriptors for the directories of one tree.
@@ -77,6 +80,8 @@ class Directories:
                     error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 raise error
             self._open[parts[: index + 1]] = descriptor
+        if len(self.known) >= _SPELLINGS * self._limit:
+            self.known = {b"": self._root}
         self.known[spelled] = descriptor
         return descriptor
 
@@ -109,7 +114,10 @@ def components(path: bytes) -> tuple:
     Raises:
         ArchiveError: the path is absolute or has a ``..``: it may lead out of the tree.
     """
-    parts = tuple([part for part in path.split(b"/") if part and part != b"."])
+    plain = path
+    while b"/./" in plain or b"//" in plain:  # each time half of what is in a row goes
+        plain = plain.replace(b"/./", b"/").replace(b"//", b"/")
+    parts = tuple([part for part in plain.split(b"/") if part and part != b"."])
     if path[:1] == b"/" or b".." in parts:
         raise ArchiveError(
             "the archive is unsafe: {} {}; nothing of it was kept".format(

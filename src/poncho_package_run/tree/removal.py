@@ -1,68 +1,167 @@
-"""Removing a tree: whatever its modes and depth, and without following a link out of it."""
+"""Removing a tree: whatever its modes and depth, following no link, entering nothing mounted.
 
+``rmdir`` decides what is entered.  Of an empty directory it makes an end at once; of one that has
+something in it, it says so; of one on which something is mounted, be it of the same file system, it
+says EBUSY before it looks.  No other question to the system tells all three, and none is cheaper.
+"""
+
+import errno
 import os
 import threading
 import time
 
-from ..machine.processors import OVERLAPPING, SAMPLES, SLOW_SECONDS, capped
+from ..machine.processors import OVERLAPPING, SAMPLES, SLOW_SECONDS, capped, usable
 from ..machine.threads import start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, Optional
+    from typing import Callable, List, Optional
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
 # Each level on the way down keeps a descriptor open; what lies deeper is moved up first.
 _DEPTH = 64
 
 
-def empty(directory: int, keep: bytes = b"\0", threads: int = 1) -> bool:
-    """Remove what is in a directory.
+def remove(parent: int, name: bytes, keep_last: bytes = b"") -> bool:
+    """Remove a file, or a directory with all that is in it.
 
-    What vanishes meanwhile is as good as removed; what cannot be removed (a ``.nfs*`` file that
-    someone has open) is left.
+    Args:
+        parent: descriptor of the directory that it is in.
+        name: its name there.
+        keep_last: of what is directly in it, the name of the file that goes after all else.
+
+    Returns:
+        Whether it is gone (see ``empty``).
+    """
+    return _twice(lambda threads: _remove(parent, name, keep_last, threads))
+
+
+def empty(directory: int, keep_last: bytes = b"") -> bool:
+    """Remove what is in a directory, which stays as it is.
+
+    What vanishes meanwhile is as good as removed.  What cannot be removed (a ``.nfs*`` file that
+    someone has open, another user's, what is mounted) is left, with the directories above it.
 
     Args:
         directory: its descriptor; it stays open.
-        keep: entries whose names begin like this stay.
-        threads: how many to work with.
+        keep_last: the name of the file in it that is removed after all else, and only if all else
+            is gone; b"" if there is none.
 
     Returns:
         Whether all is gone.
     """
-    return _Removal(directory, keep).run(threads)
+    return _twice(lambda threads: _empty(directory, keep_last, threads))
+
+
+def _twice(attempt: "Callable[[int], bool]") -> bool:
+    """What fails once may do the second time: it was in use, or threads had all descriptors."""
+    for threads in (min(usable(), 4), 1):
+        try:
+            if attempt(threads):
+                return True
+        except FileNotFoundError:
+            return True
+        except OSError:
+            pass
+    return False
+
+
+def _remove(parent: int, name: bytes, keep_last: bytes, threads: int) -> bool:
+    try:
+        os.unlink(name, dir_fd=parent)
+        return True
+    except (IsADirectoryError, PermissionError):  # EISDIR on Linux, EPERM in POSIX
+        if not _is_full(name, parent):
+            return True
+    handle = _open(name, parent)
+    try:
+        os.fchmod(handle, 0o700)  # what may be removed may be written
+        gone = _empty(handle, keep_last, threads)
+    finally:
+        os.close(handle)
+    if gone:
+        os.rmdir(name, dir_fd=parent)
+    return gone
+
+
+def _empty(directory: int, keep_last: bytes, threads: int) -> bool:
+    gone = _Removal(directory, keep_last, threads).run()
+    if gone and keep_last:
+        os.unlink(keep_last, dir_fd=directory)
+    return gone
+
+
+def _is_full(name: bytes, parent: int) -> bool:
+    """Whether a directory is to be emptied: if not, it is gone. OSError if it is to be left."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in _NOT_EMPTY:
+            raise
+        return True
+    return False
+
+
+def _open(name: bytes, parent: int) -> int:
+    try:
+        return os.open(name, _OPEN, dir_fd=parent)
+    except PermissionError:
+        _permit(name, parent)
+        return os.open(name, _OPEN, dir_fd=parent)
+
+
+def _permit(name: bytes, parent: int) -> None:
+    """Allow a directory's owner everything in it; never what a link leads to."""
+    if not hasattr(os, "O_PATH"):
+        os.chmod(name, 0o700, dir_fd=parent, follow_symlinks=False)
+        return
+    # Linux knows no such chmod before 6.6.
+    handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.chmod("/proc/self/fd/{}".format(handle), 0o700)
+    except FileNotFoundError:  # there is no /proc: what it means is not that the name is gone
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    finally:
+        os.close(handle)
 
 
 class _Directory:
-    """A directory being emptied; removed itself when its last child is gone."""
+    """A directory being emptied; removed itself when the last directory in it is gone."""
 
-    __slots__ = ("parent", "name", "handle", "children", "depth")
+    __slots__ = ("parent", "name", "handle", "depth", "found", "left")
 
-    def __init__(self, parent: "Optional[_Directory]", name: bytes, depth: int) -> None:
+    def __init__(self, parent: "Optional[_Directory]", name: bytes, handle: int) -> None:
         self.parent = parent
         self.name = name
-        self.handle = -1
-        self.children = 1  # itself, until its own entries have been gone through
-        self.depth = depth
+        self.handle = handle
+        self.depth: int = parent.depth + 1 if parent else 0
+        self.found: List[bytes] = []  # directories in it that nobody has begun with
+        self.left = 0  # those, and those that somebody has begun with
 
 
 class _Removal:
-    def __init__(self, root: int, keep: bytes) -> None:
-        self._keep = keep
-        self._root = _Directory(None, b"", 0)
-        self._root.handle = root
-        self._stack: List[_Directory] = [self._root]
+    def __init__(self, root: int, keep_last: bytes, threads: int) -> None:
+        self._root = _Directory(None, b"", root)
+        self._keep_last = keep_last
+        self._threads = threads
+        self._device = os.fstat(root).st_dev
+        self._stack: List[_Directory] = []  # those that have ``found`` any
         self._busy = 0
-        self._moved = 0
         self._gone = True
         self._changed = threading.Condition()
         self._samples = 0
         self._quickest = 1.0  # seconds, of the first removals
         self._others: List[threading.Thread] = []
 
-    def run(self, threads: int) -> bool:
-        self._others = start(self._work, threads - 1)
+    def run(self) -> bool:
+        self._enter(self._root, os.listdir(self._root.handle))
+        if self._stack:
+            self._others += start(self._work, self._threads - 1)
         self._work()
         for thread in self._others:
             thread.join()
@@ -73,7 +172,7 @@ class _Removal:
         with self._changed:
             self._quickest = min(self._quickest, seconds)
             self._samples += 1
-            if self._samples == SAMPLES and self._quickest > SLOW_SECONDS:
+            if self._samples == SAMPLES and self._threads > 1 and self._quickest > SLOW_SECONDS:
                 self._others += start(self._work, capped(OVERLAPPING) - 1 - len(self._others))
 
     def _work(self) -> None:
@@ -82,50 +181,87 @@ class _Removal:
                 while not self._stack and self._busy:
                     self._changed.wait()
                 if not self._stack:
-                    self._changed.notify_all()
                     return
                 # The latest found is the deepest: few directories are open at a time.
-                directory = self._stack.pop()
+                parent = self._stack[-1]
+                name = parent.found.pop()
+                if not parent.found:
+                    self._stack.pop()
                 self._busy += 1
             try:
-                self._enter(directory)
+                self._begin(parent, name)
             finally:
                 with self._changed:
                     self._busy -= 1
-                    self._changed.notify_all()
+                    if not self._busy:
+                        self._changed.notify_all()
 
-    def _enter(self, directory: _Directory) -> None:
-        parent = directory.parent
-        if parent is not None:
-            try:
-                directory.handle = self._open(directory.name, parent.handle)
-            except FileNotFoundError:
-                pass
-            except OSError:
-                self._gone = False
-        if directory.handle >= 0:
-            try:
-                self._remove_entries(directory)
-            except OSError:
-                self._gone = False
-        self._leave(directory)
-
-    @staticmethod
-    def _open(name: bytes, parent: int) -> int:
+    def _begin(self, parent: _Directory, name: bytes) -> None:
         try:
-            handle = os.open(name, _OPEN, dir_fd=parent)
-        except PermissionError:
-            # It is a directory: for a symlink, O_DIRECTORY and O_NOFOLLOW say something else.
-            os.chmod(name, 0o700, dir_fd=parent)
-            handle = os.open(name, _OPEN, dir_fd=parent)
-        return handle
+            if _is_full(name, parent.handle):
+                try:
+                    self._open(parent, name)
+                    return
+                except OSError as error:
+                    if error.errno not in (errno.EMFILE, errno.ENFILE) or parent is self._root:
+                        raise
+                self._move_up(parent, name)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            self._gone = False
+        self._end(parent)
 
-    def _remove_entries(self, directory: _Directory) -> None:
+    def _open(self, parent: _Directory, name: bytes) -> None:
+        if parent.depth >= _DEPTH:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        handle = _open(name, parent.handle)
+        try:
+            if os.fstat(handle).st_dev != self._device:  # mounted by that, or a volume of its own
+                raise PermissionError
+            names = os.listdir(handle)
+        except OSError:
+            os.close(handle)
+            raise
+        self._enter(_Directory(parent, name, handle), names)
+
+    def _move_up(self, parent: _Directory, name: bytes) -> None:
+        """Have a directory emptied last, when the descriptors that lead to it are closed."""
+        new = b".poncho_package_run_" + os.urandom(8).hex().encode()
+        root = self._root
+        try:
+            os.rename(name, new, src_dir_fd=parent.handle, dst_dir_fd=root.handle)
+        except PermissionError:  # its own entry ".." is written as well
+            _permit(name, parent.handle)
+            os.rename(name, new, src_dir_fd=parent.handle, dst_dir_fd=root.handle)
+        with self._changed:
+            if not root.found:
+                self._stack.insert(0, root)
+            root.found.append(new)
+            root.left += 1
+            self._changed.notify()
+
+    def _enter(self, directory: _Directory, names: "List[str]") -> None:
+        """Remove the files of a directory, and find the directories in it."""
+        found = self._unlink(directory, names)
+        if not found:
+            self._end(directory, 0)
+            return
+        with self._changed:
+            directory.found = found
+            directory.left = len(found)
+            self._stack.append(directory)
+            self._changed.notify(len(found))
+
+    def _unlink(self, directory: _Directory, names: "List[str]") -> "List[bytes]":
+        """Remove the files of a directory; the rest of its names."""
         handle = directory.handle
-        writable = False
+        is_root = directory is self._root
+        writable = is_root  # it belongs to the caller, as it is
         unlink = os.unlink
-        for name in map(os.fsencode, os.listdir(handle)):
-            if directory.parent is None and name.startswith(self._keep):
+        found = []
+        for name in map(os.fsencode, names):
+            if is_root and name == self._keep_last:
                 continue
             try:
                 try:
@@ -136,49 +272,34 @@ class _Removal:
                     else:
                         unlink(name, dir_fd=handle)
                 except PermissionError:  # no write permission here; EPERM of a directory on macOS
-                    if not writable:
-                        writable = True
-                        os.fchmod(handle, 0o700)
+                    if writable:
+                        raise
+                    writable = True
+                    os.fchmod(handle, 0o700)
                     unlink(name, dir_fd=handle)
             except FileNotFoundError:
                 pass
             except (IsADirectoryError, PermissionError):
-                self._found(directory, name)
+                found.append(name)
             except OSError:
                 self._gone = False
+        return found
 
-    def _found(self, directory: _Directory, name: bytes) -> None:
-        if directory.depth >= _DEPTH:
-            with self._changed:
-                self._moved += 1
-                moved = b".poncho_package_run_moved_%d" % self._moved
-            try:
-                os.rename(name, moved, src_dir_fd=directory.handle, dst_dir_fd=self._root.handle)
-            except OSError:
-                self._gone = False
-                return
-            directory, name = self._root, moved
-        with self._changed:
-            directory.children += 1
-            self._stack.append(_Directory(directory, name, directory.depth + 1))
-            self._changed.notify()
-
-    def _leave(self, directory: _Directory) -> None:
-        """One child less; with the last, the directory goes, and is one less to its parent."""
+    def _end(self, directory: _Directory, ended: int = 1) -> None:
+        """So many directories less in it; with the last, it goes, and is one less to its parent."""
         while True:
             with self._changed:
-                directory.children -= 1
-                if directory.children:
+                directory.left -= ended
+                if directory.left > 0:
                     return
             parent = directory.parent
             if parent is None:
                 return
-            if directory.handle >= 0:
-                try:
-                    os.close(directory.handle)
-                    os.rmdir(directory.name, dir_fd=parent.handle)
-                except FileNotFoundError:
-                    pass
-                except OSError:
-                    self._gone = False
-            directory = parent
+            try:
+                os.close(directory.handle)
+                os.rmdir(directory.name, dir_fd=parent.handle)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                self._gone = False
+            directory, ended = parent, 1

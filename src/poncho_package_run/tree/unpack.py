@@ -3,23 +3,36 @@
 import errno
 import os
 import stat
+import sys
 import time
 
-from ..archive.member import DIRECTORY, FILE, SYMLINK, Member
+from .. import MARKER
+from ..archive.member import DIRECTORY, FILE, HARDLINK, SYMLINK, Member
 from ..machine.processors import OVERLAPPING, SAMPLES, SLOW_SECONDS, capped
 from ..machine.signals import check
 from ..telling.errors import ArchiveError
 from ..telling.failures import failure, unsafe
 from ..telling.messages import printable
 from .directories import Directories, components
+from .names import is_ours
 from .writers import Writers, create, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterable, Optional, Tuple
+    from typing import Callable, Dict, Iterable, Optional, Protocol, Tuple
 
-    from ..durability.manifest import Manifest
+    from ..archive.member import Buffer
     from ..telling.errors import Failure
+
+    class Record(Protocol):
+        """What is told of every file (see ``durability.manifest``)."""
+
+        def sampled(self, path: bytes, member: Member) -> Iterable[Buffer]: ...
+
+        def made(self, path: bytes) -> None: ...
+
+        def dated(self, path: bytes, mtime_ns: Optional[int]) -> None: ...
+
 
 _REWRITE = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -32,8 +45,20 @@ _TOGETHER = 64
 # POSIX's PATH_MAX on Linux: nobody could open a file by a longer name.
 _NAME_LIMIT = 4096
 
-# Bytes of symlinks that may wait to be made, with 300 for the objects of each.
-_SYMLINKS_LIMIT = 8 << 20
+# Bytes that may wait for the end, of symlinks and of directories' modes and times, with so many
+# for the objects of each.
+_LATER_LIMIT = 4 << 20
+_OBJECTS = 300
+
+# Of a completion marker that was packed; ours has some hundred bytes.
+_MARKER_LIMIT = 1 << 16
+
+# An environment has at least one of these (see ``holds_environment``).
+_SIGNS = (b"bin/activate", b"pyvenv.cfg")
+
+
+# PyPy never follows, and hands linkat(2) a flag that it refuses if it is asked not to.
+_FOLLOW = sys.implementation.name == "pypy"
 
 
 class _Symlink:
@@ -56,38 +81,44 @@ class Tree:
     would run out, they are made earlier.  Then a walk to a member's directory ends at the symlink,
     which it does not follow: refused as well.)
 
+    Directories get their modes and times last.  (Where there are that many, all but those above
+    the member at hand get them earlier, as GNU tar does it: members that follow out of order then
+    change the time again.)
+
+    Members that have the name of a file of this tool in their path, or link to one, are passed
+    over: a DIR of ours may have been packed.
+
     Args:
         directory: descriptor of the target; it stays open.
         path: the target's, for messages.
-        reserved: the names directly below the target that begin like this are the tool's
-            own; files of such names are passed over (a DIR of ours may have been packed).
         manifest: told of every file, if there is one.
 
     Attributes:
         files, bytes (int): what has been unpacked.
         overlap (int): how many threads it is worth to have wait here for the file system.
+        holds_environment (bool): a member was seen that makes an environment, wherever it lies;
+            if none was, there is none.
+        packed_marker (bytes): the beginning of a completion marker that was passed over, the one
+            with the fewest directories above it; b"" if there was none.
     """
 
-    def __init__(
-        self,
-        directory: int,
-        path: bytes,
-        reserved: bytes,
-        manifest: "Optional[Manifest]" = None,
-    ) -> None:
+    def __init__(self, directory: int, path: bytes, manifest: "Optional[Record]" = None) -> None:
         self.files = 0
         self.bytes = 0
         self.overlap = 1
+        self.holds_environment = False
+        self.packed_marker = b""
+        self._marker_depth = _NAME_LIMIT
         self._root = directory
         self._path = path
-        self._reserved = reserved
         self._manifest = manifest
         self._directories = Directories(directory)
         self._directories.flush = self._drain  # type: ignore[method-assign]
         self._directories.creating = self._settle  # type: ignore[method-assign]
         self._symlinks: Dict[bytes, _Symlink] = {}
         self._symlinks_size = 0
-        self._attributes: Dict[tuple, Tuple[int, Optional[int]]] = {}
+        self._attributes: Dict[bytes, Tuple[int, Optional[int]]] = {}
+        self._attributes_size = self._attributes_kept = 0
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         self._writers = 0
@@ -121,7 +152,11 @@ class Tree:
                 path, size = member.path, member.size
                 if len(path) >= _NAME_LIMIT:
                     raise ArchiveError(unsafe(path, "has a name longer than any path may be"))
-                if member.kind is FILE:
+                if not self.holds_environment:
+                    self.holds_environment = b"conda-meta" in path or path.endswith(_SIGNS)
+                if is_ours(path) or member.kind is HARDLINK and is_ours(member.target):
+                    self._pass_over(member)
+                elif member.kind is FILE:
                     self._file(member)
                 elif member.kind is DIRECTORY:
                     self._directory(member)
@@ -136,12 +171,25 @@ class Tree:
             if self._pool is not None:
                 self._pool.close()
 
-    def set_attributes(self) -> None:
-        """Give the directories their modes and times; last, because writing changes both."""
+    def set_attributes(self, above: bytes = b"") -> None:
+        """Give the directories their modes and times; last, because writing changes both.
+
+        Args:
+            above: a path; the directories on the way to it are left for later.
+
+        Raises:
+            CannotCreate, InputOutputError: the system refused; the message names the path.
+        """
+        later = {}
+        size = 0
         # Children before their parents: without the parent's x bit they are out of reach.
-        for parts in sorted(self._attributes, key=len, reverse=True):
-            mode, mtime_ns = self._attributes[parts]
-            path = b"/".join(parts)
+        for path in sorted(self._attributes, key=lambda path: path.count(b"/"), reverse=True):
+            check()
+            if above.startswith(path + b"/"):
+                later[path] = self._attributes[path]
+                size += len(path) + _OBJECTS
+                continue
+            mode, mtime_ns = self._attributes[path]
             try:
                 descriptor = self._directories.of(path)
                 os.fchmod(descriptor, mode & 0o777 & ~self._umask)
@@ -151,6 +199,22 @@ class Tree:
                 pass  # a later member took its place
             except OSError as error:
                 raise self._failure(error, path)
+        self._attributes = later
+        self._attributes_size = self._attributes_kept = size
+
+    def _pass_over(self, member: Member) -> None:
+        """Use up a member that is not unpacked, but may be a completion marker."""
+        parts = components(member.path)  # a path that leads out is refused all the same
+        if member.kind is HARDLINK:
+            components(member.target)
+        kept = member.kind is FILE and parts[-1] == MARKER and len(parts) <= self._marker_depth
+        data = b""
+        for piece in member.body:
+            check()
+            if kept:
+                data += piece[: _MARKER_LIMIT - len(data)]
+        if kept:
+            self.packed_marker, self._marker_depth = data, len(parts)
 
     # Files
 
@@ -163,10 +227,6 @@ class Tree:
         descriptor = None if self._removed_directory else self._directories.known.get(parent)
         if descriptor is None:
             descriptor = self._parent(parent, path)
-        if descriptor == self._root and name.startswith(self._reserved):
-            for _ in member.body:
-                pass  # used up, so that the next member is found
-            return
         self.files += 1
         self.bytes += member.size
         if b"./" in path or b"//" in path:
@@ -183,6 +243,8 @@ class Tree:
                 self._start(self._writers, _TOGETHER)
             self._quickest = 1.0
         if self._pool is not None:
+            if self._pool.put_off:
+                self._drain()
             if member.detached:
                 self._pool.write(descriptor, name, member)
                 return
@@ -195,11 +257,13 @@ class Tree:
         try:
             handle = create(descriptor, name, member.mode)
         except FileExistsError:
-            self._remove(descriptor, name)
-            return create(descriptor, name, member.mode)
+            handle = -1  # it was quick or slow to say so, too
         seconds = time.perf_counter() - began
         if seconds < self._quickest:
             self._quickest = seconds
+        if handle < 0:
+            self._remove(descriptor, name)
+            handle = create(descriptor, name, member.mode)
         return handle
 
     def _remove(self, descriptor: int, name: bytes) -> None:
@@ -241,8 +305,6 @@ class Tree:
 
     def _settle(self, descriptor: int, name: bytes) -> None:
         """No file of this name is under way any more: a directory is to be made."""
-        if descriptor == self._root and name.startswith(self._reserved):
-            raise ArchiveError(unsafe(name, "is a directory where this tool has a file"))
         if self._pool is not None:
             self._pool.settle(descriptor, name)
 
@@ -289,7 +351,15 @@ class Tree:
                 os.mkdir(name, 0o777, dir_fd=descriptor)
                 if self._manifest is not None:
                     self._manifest.made(path)
-        self._attributes[parts] = (member.mode, member.mtime_ns)
+        if path not in self._attributes:
+            self._attributes_size += len(path) + _OBJECTS
+        self._attributes[path] = (member.mode, member.mtime_ns)
+        if self._manifest is not None:
+            self._manifest.dated(path, member.mtime_ns)
+        # What was kept is gone through again only once there is as much beside it.
+        if self._attributes_size > _LATER_LIMIT + 2 * self._attributes_kept:
+            self._drain()
+            self.set_attributes(path + b"/")
 
     def _symlink(self, member: Member) -> None:
         parts = components(member.path)
@@ -297,18 +367,20 @@ class Tree:
             raise ArchiveError(unsafe(member.path, "would replace the target itself"))
         if not member.target or b"\0" in member.target:
             raise ArchiveError(unsafe(member.path, "is a symlink to nothing"))
-        if len(parts) == 1 and parts[0].startswith(self._reserved):
-            return
         path = b"/".join(parts)
+        self._make_later(path, _Symlink(member.target, member.mtime_ns), len(member.target))
+
+    def _make_later(self, path: bytes, link: _Symlink, size: int) -> None:
         self._symlinks.pop(path, None)
-        self._symlinks[path] = _Symlink(member.target, member.mtime_ns)
-        self._symlinks_size += len(path) + len(member.target) + 300
-        if self._symlinks_size > _SYMLINKS_LIMIT:
+        self._symlinks[path] = link
+        self._symlinks_size += len(path) + size + _OBJECTS
+        if self._symlinks_size > _LATER_LIMIT:
             self._make_symlinks()
 
     def _make_symlinks(self) -> None:
         self._drain()
         for path, link in self._symlinks.items():
+            check()
             try:
                 self._make_symlink(path, link)
             except OSError as error:
@@ -349,12 +421,8 @@ class Tree:
             target = b"/".join(components(member.target))
         except ArchiveError:
             raise ArchiveError(unsafe(path, "is a hard link to " + printable(member.target)))
-        if len(parts) == 1 and parts[0].startswith(self._reserved):
-            return
-        if target.startswith(self._reserved):
-            raise ArchiveError(unsafe(path, "is a hard link to a file of this tool"))
         if target in self._symlinks:
-            self._symlinks[path] = self._symlinks[target]
+            self._make_later(path, self._symlinks[target], 0)
             return
         self._drain()
         parent, _, name = path.rpartition(b"/")
@@ -376,7 +444,7 @@ class Tree:
             self._parent(parent, path)
             self._link(target, path)
             if self._manifest is not None:
-                target = self._manifest.linked(path, target)
+                self._manifest.made(path)
         if member.size and stat.S_ISREG(status.st_mode):
             # conda-pack's defect: the body is that of the one file that both names have.
             descriptor = self._parent(parent, path)
@@ -385,7 +453,7 @@ class Tree:
             handle = os.open(name, _REWRITE, dir_fd=descriptor)
             os.fchmod(handle, stat.S_IMODE(status.st_mode))
             if self._manifest is not None:
-                member.body = self._manifest.sampled(target, member)
+                member.body = self._manifest.sampled(path, member)
             write(handle, member)
 
     def _link(self, existing: bytes, path: bytes) -> None:
@@ -400,7 +468,10 @@ class Tree:
                 descriptor,
                 name,
                 lambda: os.link(
-                    old_name, name, src_dir_fd=source, dst_dir_fd=descriptor, follow_symlinks=False
+                    *(old_name, name),
+                    src_dir_fd=source,
+                    dst_dir_fd=descriptor,
+                    follow_symlinks=_FOLLOW,
                 ),
             )
         finally:

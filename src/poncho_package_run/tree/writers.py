@@ -2,10 +2,12 @@
 
 import os
 import threading
+import time
 from collections import deque
 
 from ..archive.member import Member
 from ..machine import threads
+from ..machine.signals import check
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,16 +25,26 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _WAITING_BYTES = 4 << 20
 _BATCH_BYTES = 1 << 19
 
+# Seconds: how long to wait before looking for a signal, and for all threads to end.  Longer than
+# that takes only one who is stuck in a system call.
+_LOOK = 0.1
+_GRACE = 1.0
+
 
 def create(directory: int, name: bytes, mode: int) -> int:
     """Create a file that must not exist; never setuid, setgid or sticky; less the umask."""
     return os.open(name, _CREATE, mode & 0o777, dir_fd=directory)
 
 
-def write(handle: int, member: Member) -> None:
-    """Write a member's body and time to an open file, and close it."""
+def write(handle: int, member: Member, look: "Callable[[], None]" = check) -> None:
+    """Write a member's body and time to an open file, and close it.
+
+    Args:
+        look: called before each piece; raises if no more is to be written.
+    """
     try:
         for data in member.body:
+            look()
             count = os.write(handle, data)
             while count < len(data):
                 data = data[count:]
@@ -43,8 +55,12 @@ def write(handle: int, member: Member) -> None:
         os.close(handle)
 
 
+class _Closed(Exception):
+    """The writers have been closed: nothing more is to be written."""
+
+
 class Writers:
-    """Threads that write detached bodies.
+    """Threads that write detached bodies, for the main thread alone.
 
     No two files of one name are ever under way at the same time, so that the last member of
     a name wins here as well.  A file in whose place there is a directory is put off until
@@ -61,6 +77,8 @@ class Writers:
 
     Attributes:
         works (bool): the system had a thread to give.
+        put_off (list): tasks for the caller to do after ``drain``; they keep their bodies, so
+            the caller looks here before each ``write``.
     """
 
     def __init__(self, count: int, together: int, create: "Create", failed: "Failed") -> None:
@@ -69,7 +87,7 @@ class Writers:
         self._batch_bytes = 0
         self._create = create
         self._failed = failed
-        self._put_off: List[Task] = []
+        self.put_off: List[Task] = []
         self._changed = threading.Condition()
         self._tasks: Deque[Batch] = deque()
         self._names: set = set()
@@ -97,17 +115,14 @@ class Writers:
         if not self._batch:
             return
         size = self._batch_bytes
+        self._wait(
+            lambda: (
+                not self._tasks
+                or self._waiting + size <= _WAITING_BYTES
+                and len(self._tasks) <= 4 * len(self._threads)
+            )
+        )
         with self._changed:
-            while (
-                self._tasks
-                and not self._error
-                and (
-                    self._waiting + size > _WAITING_BYTES
-                    or len(self._tasks) > 4 * len(self._threads)
-                )
-            ):
-                self._changed.wait()
-            self._raise()
             self._tasks.append((self._batch, size))
             self._waiting += size
             self._changed.notify_all()
@@ -115,40 +130,46 @@ class Writers:
 
     def settle(self, directory: int, name: bytes) -> None:
         """Wait until no file of this name is under way, and raise what went wrong."""
-        if (directory, name) not in self._names:  # only the caller adds to them
-            return
-        self._submit()
-        with self._changed:
-            while (directory, name) in self._names and not self._error:
-                self._changed.wait()
-            self._raise()
+        if (directory, name) in self._names:  # only the caller adds to them
+            self._submit()
+            self._wait(lambda: (directory, name) not in self._names)
 
     def drain(self) -> "List[Task]":
         """Wait until all is written; raise what went wrong, or return what was put off."""
         self._submit()
+        self._wait(lambda: not self._names)
+        put_off, self.put_off = self.put_off, []
+        return put_off
+
+    def _wait(self, done: "Callable[[], bool]") -> None:
+        """Wait until something is so; raise what went wrong, or Terminated."""
         with self._changed:
-            while self._names and not self._error:
-                self._changed.wait()
-            self._raise()
-            put_off, self._put_off = self._put_off, []
-            return put_off
+            while not (done() or self._error):
+                self._changed.wait(_LOOK)
+                check()
+            if self._error is not None:
+                raise self._error
 
     def close(self) -> None:
-        """End the threads; what has not been begun is dropped."""
+        """End the threads; what has not been begun is dropped, and what has been is left half done.
+
+        After a second at most, and then nothing is written but by a system call already made.
+        """
         with self._changed:
             self._closed = True
             self._tasks.clear()
             self._batch.clear()
             self._changed.notify_all()
+        until = time.monotonic() + _GRACE
         for thread in self._threads:
-            thread.join()
+            thread.join(max(until - time.monotonic(), 0))
         # Of what was dropped nobody would ever be done, and an error is told once.
         self._names.clear()
         self._error = None
 
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+    def _look(self) -> None:
+        if self._closed:
+            raise _Closed
 
     def _run(self) -> None:
         while True:
@@ -162,7 +183,8 @@ class Writers:
             put_off: List[Task] = []
             for directory, name, member in batch:
                 try:
-                    write(self._create(directory, name, member), member)
+                    self._look()
+                    write(self._create(directory, name, member), member, self._look)
                 except IsADirectoryError:
                     put_off.append((directory, name, member))
                 except OSError as error:
@@ -172,7 +194,7 @@ class Writers:
                 if failure:
                     break
             with self._changed:
-                self._put_off += put_off
+                self.put_off += put_off
                 self._error = self._error or failure  # raised in the caller, by what it calls next
                 self._names.difference_update([(task[0], task[1]) for task in batch])
                 self._waiting -= size

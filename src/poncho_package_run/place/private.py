@@ -1,0 +1,228 @@
+"""Private directories: where work in progress lies, and temporary environments.
+
+Nobody but its owner ever works in one, so nothing in it needs a lock.  It has mode 0700, and holds
+
+* ``.poncho_package_run_owner``, which names the owner's process (see ``machine.process``), and
+* ``env``, what is made: published by one rename, or used where it is.
+
+The owner holds a shared flock(2) on the directory, which the command inherits.  What is left of a
+run that was killed the next run of the same user removes, once the owner is proved dead; without
+a proof, a day after it was last touched (owners touch theirs every hour).  A lock that is granted
+proves nothing by itself: some file systems' locks end at the node.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+
+from .. import OURS
+from ..machine import process
+from ..machine.signals import check
+from ..telling.failures import kind_of, located
+from ..tree.removal import empty
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+OWNER = OURS + b"owner"
+CONTENT = b"env"
+
+# Names begin like this, with a dot where they are in the way of somebody's "ls".
+_SHOWN = b"poncho_package_run-"
+HIDDEN = b"." + _SHOWN
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+_OWNER_LIMIT = 4096  # bytes
+_DAY = 24 * 3600 * 10**9  # nanoseconds
+
+
+class PrivateDirectory:
+    """A new private directory; a context manager that removes it, with whatever is in it.
+
+    Args:
+        parent: an existing directory, absolute and real.
+        hidden: whether its name begins with a dot.
+
+    Attributes:
+        path (bytes): absolute and real.
+        descriptor (int): the directory, open, with the lease.
+        content (int): the descriptor of ``env`` in it.
+
+    Raises:
+        OSError: it cannot be made; nothing is left of it.
+    """
+
+    def __init__(self, parent: bytes, hidden: bool = True) -> None:
+        self._parent = parent
+        self._left = False
+        self.descriptor = self.content = -1
+        # No signal comes between this and the context that removes it: see machine.signals.
+        self.path = parent + b"/" + _name(hidden) + os.urandom(4).hex().encode()
+        umask = os.umask(0o077)  # which might take away more
+        try:
+            os.mkdir(self.path, 0o700)
+        finally:
+            os.umask(umask)
+        try:
+            self.descriptor = os.open(self.path, _OPEN)
+            lease(self.descriptor, fcntl.LOCK_SH)
+            self._sign()
+            os.mkdir(CONTENT, 0o777, dir_fd=self.descriptor)
+            self.content = os.open(CONTENT, _OPEN, dir_fd=self.descriptor)
+        except BaseException:
+            self.remove()
+            raise
+
+    @property
+    def content_path(self) -> bytes:
+        return self.path + b"/" + CONTENT
+
+    def __enter__(self) -> "PrivateDirectory":
+        return self
+
+    def __exit__(self, kind: object, error: object, _: object) -> None:
+        self.remove()
+        if isinstance(error, OSError):
+            raise located(error, self.path)
+
+    def touch(self) -> None:
+        """Say that the owner lives."""
+        try:
+            os.utime(OWNER, dir_fd=self.descriptor)
+        except OSError:
+            pass  # it has been removed under us: what is lost is lost
+
+    def remove(self) -> None:
+        """Remove it as far as that can be; the lease ends last."""
+        if not self._left:
+            _remove(self.path, self.descriptor)
+        for handle in (self.content, self.descriptor):
+            if handle >= 0:
+                os.close(handle)
+        self.descriptor = self.content = -1
+
+    def leave(self) -> None:
+        """Have it stay when the context ends: something in it is in use.  A sweep removes it."""
+        self._left = True
+
+    def sweep(self) -> None:
+        """Remove what this user's dead runs have left in the same directory."""
+        now = os.stat(OWNER, dir_fd=self.descriptor).st_mtime_ns  # by the file system's own clock
+        names = (_name(False), _name(True))
+        for name in os.listdir(self._parent):
+            path = self._parent + b"/" + name
+            if not name.startswith(names) or path == self.path:
+                continue
+            check()
+            try:
+                handle = os.open(path, _OPEN)
+            except OSError:
+                continue  # gone already, or not a directory, or not to be read: not ours to remove
+            try:
+                if is_abandoned(handle, path, now):
+                    # An owner that only was stopped must find nothing to publish when it goes on.
+                    _set_aside(handle)
+                    _remove(path, handle)
+            finally:
+                os.close(handle)
+
+    def _sign(self) -> None:
+        import json
+
+        handle = os.open(
+            OWNER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFELY, 0o600, dir_fd=self.descriptor
+        )
+        try:
+            os.write(handle, json.dumps(process.describe(), sort_keys=True).encode("ascii"))
+        finally:
+            os.close(handle)  # also what makes an NFS client show others the content
+
+
+def temporary() -> PrivateDirectory:
+    """A private directory under TMPDIR, for an environment that is used there.
+
+    Raises:
+        CannotCreate: TMPDIR does not exist or may not be written.
+        InputOutputError: it is full.
+    """
+    parent = os.path.realpath(os.environb.get(b"TMPDIR") or b"/tmp")
+    try:
+        return PrivateDirectory(parent, hidden=False)
+    except OSError as error:
+        raise kind_of(error)(
+            "cannot make a temporary directory in {}: {}; set TMPDIR to a directory with "
+            "room".format(os.fsdecode(parent), error.strerror)
+        )
+
+
+def owner(directory: int) -> "Optional[process.Process]":
+    """Who owns a private directory; None if it is none of this user's."""
+    status = os.fstat(directory)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        return None
+    try:
+        handle = os.open(OWNER, os.O_RDONLY | _SAFELY, dir_fd=directory)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            return None
+        return process.parse(os.read(handle, _OWNER_LIMIT))
+    finally:
+        os.close(handle)
+
+
+def is_abandoned(directory: int, path: bytes, now: int) -> bool:
+    """Whether a private directory of this user may be removed.
+
+    Args:
+        directory: its descriptor; the lock is taken on it.
+        path: absolute and real.
+        now: nanoseconds since the epoch, by the clock of the file system.
+    """
+    theirs = owner(directory)
+    if theirs is None:
+        return False
+    free = lease(directory, fcntl.LOCK_EX)
+    if free is False:
+        return False
+    if process.is_here(theirs):
+        return process.is_dead(theirs) and not process.uses(path)
+    touched = os.stat(OWNER, dir_fd=directory, follow_symlinks=False).st_mtime_ns
+    return free is True and now - touched > _DAY and not process.uses(path)
+
+
+def lease(descriptor: int, kind: int) -> "Optional[bool]":
+    """Take a lock without waiting: True, False if it is held, None if there are no locks here."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        return False if error.errno == errno.EWOULDBLOCK else None
+
+
+def _name(hidden: bool) -> bytes:
+    return (HIDDEN if hidden else _SHOWN) + b"%d-" % os.geteuid()
+
+
+def _set_aside(directory: int) -> None:
+    try:
+        os.rename(
+            CONTENT, CONTENT + b".removed", src_dir_fd=directory, dst_dir_fd=directory
+        )
+    except OSError:
+        pass  # it is not there, or was set aside by a removal that was killed
+
+
+def _remove(path: bytes, descriptor: int) -> None:
+    if descriptor >= 0:
+        empty(descriptor, keep_last=OWNER)
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # what could not be removed, or is in use, is for the next run's sweep

@@ -1,0 +1,275 @@
+"""What lies in a directory already, made usable: the table of the contract, row by row.
+
+To be called with the writing lock held, where there is one.  Yet whatever is done here may be done
+by two at once, and interrupted at any instant: relocation is idempotent, a marker takes the place
+of another by a rename, and what is damaged is moved aside by one.
+"""
+
+import errno
+import os
+
+from .. import MARKER
+from ..machine import process
+from ..telling.errors import ArchiveError, CannotCreate, InputOutputError
+from ..telling.failures import located
+from .completion import is_trusted, read_marker, untrusted
+from .marker import facts, is_unproven, join, parse, prefix_of, put, relocated, root_of
+from .prefix import find_prefix
+from .private import PrivateDirectory
+from .publication import can_be_replaced, complete, entries, make_alike
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+    from ..telling.report import Report
+    from .marker import Facts
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+# Records that are looked at to tell whether a directory that cannot be written was relocated.
+_LOOKED_AT = 256
+
+
+def settle(directory: bytes, archive: "Optional[bytes]", report: "Report") -> "Optional[bytes]":
+    """Make what lies in a directory usable there.
+
+    Args:
+        directory: absolute and real.
+        archive: what would be unpacked; None for a directory that is used where it is.
+        report: told what is unusual.
+
+    Returns:
+        The environment's prefix.  None if nothing lies there, or if what did is damaged and has
+        been moved aside; never without an archive.
+
+    Raises:
+        ArchiveError: it holds no environment, or one that is malformed.
+        CannotCreate, InputOutputError: somebody else may have planted it; it is damaged; the
+            system refused.
+        RelocationError: its path is too long.
+    """
+    if not is_trusted(directory):
+        raise untrusted(directory)
+    try:
+        if complete(directory):
+            _sweep(directory)
+        marker = read_marker(directory)
+        if marker is None:
+            return _unmarked(directory, archive, report)
+        if marker.strip() and marker[:1] != b"{":
+            # The CCTools script's marker: the date. Of what it unpacked nothing more is known.
+            return join(directory, _root(directory, archive))
+        return _marked(directory, archive, parse(marker), report)
+    except OSError as error:
+        raise located(error, directory)
+
+
+def at_once(directory: bytes, archive: "Optional[bytes]", report: "Report") -> "Optional[bytes]":
+    """The prefix of an environment that is complete, and of which there is only something to say.
+
+    None if there is anything to do.  No lock is needed.
+    """
+    try:
+        marker = read_marker(directory) if is_trusted(directory) else None
+    except OSError:
+        return None
+    found = parse(marker) if marker else None
+    root = root_of(found) if found else None
+    if found is None or root is None or is_unproven(found):
+        return None
+    prefix = join(directory, root)
+    if prefix_of(found) != prefix:
+        return None
+    _compare(directory, archive, found, report)
+    return prefix
+
+
+def _unmarked(directory: bytes, archive: "Optional[bytes]", report: "Report") -> "Optional[bytes]":
+    if archive is not None and not entries(directory):
+        return None
+    root = _root(directory, archive)
+    prefix = join(directory, root)
+    if os.path.lexists(prefix + b"/bin/conda-unpack"):
+        found = facts(directory, root, directory, None, None, None)
+        if not _relocate(directory, root, found, None, report):
+            packed = _placeholder_left(prefix)
+            if packed is not None:
+                report.warn(
+                    "{} was packed at {} and cannot be written, so that it stays unrelocated; "
+                    "copy it to where it can".format(os.fsdecode(prefix), os.fsdecode(packed))
+                )
+    return prefix
+
+
+def _marked(
+    directory: bytes, archive: "Optional[bytes]", found: "Optional[Facts]", report: "Report"
+) -> "Optional[bytes]":
+    if found is None:
+        _set_aside(directory, archive, "its completion marker is cut off", report)
+        return None
+    if is_unproven(found):
+        from ..durability.survey import damage
+
+        with report.phase("verify"):
+            lost = damage(directory, found["manifest"])
+        if lost:
+            _set_aside(directory, archive, lost, report)
+            return None
+        _replace_marker(directory, dict(found, on_disk=True))
+    _compare(directory, archive, found, report)
+    root = root_of(found)
+    if root is None:
+        root = _root(directory, archive)
+    prefix, before = join(directory, root), prefix_of(found)
+    if before != prefix:
+        moved = relocated(found, directory, root)
+        if not _relocate(directory, root, moved, before, report):
+            report.warn(
+                "{} was relocated to {}, has moved since and cannot be written; it is used as it "
+                "is".format(os.fsdecode(prefix), os.fsdecode(before))
+            )
+    return prefix
+
+
+def _compare(
+    directory: bytes, archive: "Optional[bytes]", found: "Facts", report: "Report"
+) -> None:
+    """Say so if the directory was unpacked from another archive."""
+    if archive is None or found["archive_size"] is None:
+        return
+    try:
+        status = os.stat(archive)
+    except OSError as error:
+        report.warn(
+            "{} is used as it is; {}: {}".format(
+                os.fsdecode(directory), os.fsdecode(archive), error.strerror
+            )
+        )
+        return
+    if (status.st_size, status.st_mtime_ns) != (found["archive_size"], found["archive_mtime_ns"]):
+        report.warn(
+            "{} was unpacked from another archive than {} (size or time differ) and is used as it "
+            "is; remove it to unpack again".format(os.fsdecode(directory), os.fsdecode(archive))
+        )
+
+
+def _relocate(
+    directory: bytes, root: bytes, found: "Facts", before: "Optional[bytes]", report: "Report"
+) -> bool:
+    """Relocate an environment where it lies, and say so; False if it cannot be written."""
+    from ..relocation.in_use import relocate_in_use
+
+    prefix = join(directory, root)
+    private = _private_in(directory)
+    if private is None:
+        return False
+    with private, report.phase("relocate"):
+        private.sweep()
+        handle, own = os.open(directory, _OPEN), os.open(prefix, _OPEN)
+        try:
+            report.records = relocate_in_use(own, prefix, private.content, before)
+            put(handle, found, private.descriptor)
+        except CannotCreate:
+            return False  # a file's owner could not be kept, for one
+        finally:
+            os.close(handle)
+            os.close(own)
+    return True
+
+
+def _replace_marker(directory: bytes, found: "Facts") -> None:
+    private = _private_in(directory)
+    if private is None:
+        return  # it cannot be written: the next run will compare again
+    with private:
+        handle = os.open(directory, _OPEN)
+        try:
+            put(handle, found, private.descriptor)
+        finally:
+            os.close(handle)
+
+
+def _sweep(directory: bytes) -> None:
+    """Remove what the dead have left who began what was completed here."""
+    private = _private_in(directory)
+    if private is not None:
+        with private:
+            private.sweep()
+
+
+def _private_in(directory: bytes) -> "Optional[PrivateDirectory]":
+    """A private directory for what is to be renamed into a directory; None if that is refused."""
+    try:
+        return PrivateDirectory(directory)
+    except OSError as error:
+        if error.errno in _REFUSED:
+            return None
+        raise
+
+
+def _set_aside(
+    directory: bytes, archive: "Optional[bytes]", damage: str, report: "Report"
+) -> None:
+    """Move what is damaged aside, if there is an archive to take its place."""
+    name = os.fsdecode(directory)
+    if archive is None:
+        raise InputOutputError("{} is damaged: {}; unpack it again".format(name, damage))
+    beside = can_be_replaced(directory)
+    try:
+        private = PrivateDirectory(os.path.dirname(directory) if beside else directory)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        raise InputOutputError(
+            "{} is damaged ({}) and cannot be written; unpack to another directory".format(
+                name, damage
+            )
+        )
+    report.warn("{} is damaged: {}; unpacking again".format(name, damage))
+    with private, report.phase("clear"):
+        if beside:
+            os.rename(directory, private.content_path)
+            os.mkdir(directory)
+            handle = os.open(directory, _OPEN)
+            try:
+                make_alike(handle, private.content_path)
+            finally:
+                os.close(handle)
+        else:
+            # The marker last: until then it is as damaged as before.
+            for each in sorted(entries(directory), key=MARKER.__eq__):
+                os.rename(directory + b"/" + each, private.content_path + b"/" + each)
+        if process.uses(private.path):
+            private.leave()
+
+
+def _root(directory: bytes, archive: "Optional[bytes]") -> bytes:
+    handle = os.open(directory, _OPEN)
+    try:
+        root = find_prefix(handle)
+    finally:
+        os.close(handle)
+    if root is not None:
+        return root
+    name = os.fsdecode(directory)
+    what = "holds no environment (no conda-meta, bin/activate or pyvenv.cfg in it)"
+    if archive is None:
+        raise ArchiveError("{} {}; pack one with conda-pack".format(name, what))
+    raise ArchiveError(
+        "{} is not empty, so that nothing was unpacked, and {}; remove it, or choose another "
+        "directory".format(name, what)
+    )
+
+
+def _placeholder_left(prefix: bytes) -> "Optional[bytes]":
+    """A recorded placeholder that still stands in a file; None if none was found."""
+    from ..relocation.elsewhere import placeholder_left
+
+    handle = os.open(prefix, _OPEN)
+    try:
+        return placeholder_left(handle, prefix, _LOOKED_AT)
+    finally:
+        os.close(handle)
+

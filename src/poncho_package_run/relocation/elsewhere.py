@@ -1,0 +1,94 @@
+"""What tells that an environment was made for another place than where it lies."""
+
+import os
+import stat
+
+from ..machine.signals import check
+from ..tree.directories import Directories
+from .edits import Contents, edits_of, holds
+from .records import records
+from .relocate import open_record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+# What names these means the system's interpreter, of whatever name.
+_SYSTEM = (b"", b"/usr", b"/usr/local")
+
+# Scripts that are looked at, and bytes of each: Linux takes 255 of a first line.
+_SCRIPTS, _LINE = 256, 256
+
+
+def placeholder_left(directory: int, prefix: bytes, limit: int) -> "Optional[bytes]":
+    """A recorded placeholder that a file still holds; None if none of the first records' does.
+
+    Args:
+        directory: descriptor of the environment's prefix directory.
+        prefix: its path.
+        limit: how many records to look at.
+
+    Raises:
+        ArchiveError: a record is malformed, or names something outside the environment.
+        OSError: what the system said.
+    """
+    directories = Directories(directory)
+    try:
+        for number, (path, placeholder, binary) in enumerate(records(directory)):
+            opened = open_record(path, directories, os.O_RDONLY) if number < limit else None
+            if opened is not None:
+                try:
+                    edits = edits_of(placeholder, binary, prefix, None)
+                    if holds(Contents(opened[0], check), edits, prefix):
+                        return placeholder
+                finally:
+                    os.close(opened[0])
+    finally:
+        directories.close()
+    return None
+
+
+def packed_for(directory: int) -> "Optional[bytes]":
+    """The prefix for which ``conda-pack --dest-prefix`` has packed an environment.
+
+    It rewrites files while it packs, and writes no ``bin/conda-unpack``.  So the first lines of the
+    environment's scripts name an interpreter of its own, at the path where it should lie.
+
+    Args:
+        directory: descriptor of its prefix directory.
+
+    Returns:
+        None if no script says so, or if there are prefix records.
+    """
+    try:
+        folder = os.open(b"bin", _OPEN | os.O_DIRECTORY, dir_fd=directory)
+    except OSError:
+        return None
+    try:
+        names = set(map(os.fsencode, os.listdir(folder)))
+        if b"conda-unpack" in names:
+            return None
+        for name in sorted(names)[:_SCRIPTS]:
+            line = _first_line(folder, name)
+            interpreter = line[2:].split(None, 1)[0] if line[2:].strip() else b""
+            prefix, middle, base = interpreter.rpartition(b"/bin/")
+            if line[:2] == b"#!" and middle and base in names and prefix not in _SYSTEM:
+                return prefix
+    finally:
+        os.close(folder)
+    return None
+
+
+def _first_line(folder: int, name: bytes) -> bytes:
+    try:
+        handle = os.open(name, _OPEN, dir_fd=folder)
+    except OSError:
+        return b""
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return b""
+        return os.read(handle, _LINE).partition(b"\n")[0]
+    finally:
+        os.close(handle)

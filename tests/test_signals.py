@@ -1,0 +1,117 @@
+"""A signal during a cold start: ended within a second, 128+N, nothing left, DIR as it was found.
+
+A sample; ``make sweep`` sends 2,000.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from support import crash, process, scenarios, tracing
+from support.messages import status_of
+
+# Of the machine's, not the tool's: several tests run at once.
+LIMIT = 2.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("scenario", scenarios.INTERRUPTED, ids=scenarios.name_of)
+def test_a_signal_at_any_instant_ends_it_and_leaves_nothing(ground, scenario, number):
+    interrupted = scenario(ground())
+    chance = random.Random(number)
+    seconds = interrupted.seconds()
+    for _ in range(3):
+        instant = chance.uniform(0.01, seconds)
+        try:
+            took = interrupted.interrupt_at(instant, number)
+            assert took < LIMIT, f"it took {took:.3f} s to end"
+        except AssertionError as error:
+            raise AssertionError(f"signal {number} after {instant:.4f} s: {error}")
+
+
+MAKING = {"mkdir", "mkdirat", "openat", "flock", "rename", "renameat", "clone3", "rmdir"}
+
+
+@pytest.mark.parametrize("scenario", scenarios.INTERRUPTED, ids=scenarios.name_of)
+def test_a_signal_within_any_call_is_not_lost(ground, scenario):
+    """As within mkdir, between the directory's being made and its being taken note of."""
+    interrupted = scenario(ground())
+    points = [point for point in interrupted.points() if point.name in MAKING]
+    # Where directories are made and locks are taken it is decided what there is to clean up.
+    first = {name: next((p for p in points if p.name == name), None) for name in MAKING}
+    chosen = [point for point in first.values() if point] + crash.spread(points, 4)
+    for point in chosen:
+        try:
+            interrupted.interrupt(point, signal.SIGTERM)
+        except AssertionError as error:
+            raise AssertionError(f"within {point.name}:{point.number}: {error}")
+
+
+@pytest.mark.parametrize("where", ["temporary", "kept"])
+def test_a_second_signal_ends_it_at_once(spawn, tmp_path, where):
+    """Though it is at removing what it has made of half an archive, which takes its time."""
+    archive, log = crash.archive(tmp_path / "archive", "tar"), tmp_path / "log"
+    os.truncate(archive, archive.stat().st_size * 9 // 10)
+    words = ["-d", tmp_path / "kept"] if where == "kept" else []
+    removal = "?unlink,unlinkat,?rmdir"
+    slowly = ["-e", f"trace={removal}", "-e", f"inject={removal}:delay_enter=1s"]
+    one = {"PONCHO_PACKAGE_RUN_THREADS": "1"}
+    tool = spawn("-e", archive, *words, "true", wrapper=tracing.strace(*slowly, log=log), env=one)
+    process.wait_for(lambda: log.exists() and log.read_text(), what="the removal to begin")
+    (pid,) = process.children_of(tool.pid)
+    os.kill(pid, signal.SIGTERM)
+    # Two that come within one call are one.
+    process.wait_for(lambda: "SIGTERM" in log.read_text())
+    time.sleep(0.3)
+    assert process.is_alive(pid), "it cleans up first"
+    os.kill(pid, signal.SIGTERM)
+    sent = time.monotonic()
+    process.wait_for(lambda: not process.is_alive(pid))
+    # One removal may be under way, which strace holds back.
+    assert time.monotonic() - sent < LIMIT
+    assert status_of(subprocess.CompletedProcess((), tool.wait(20))) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("where", ["temporary", "kept", "in place"])
+def test_a_signal_while_it_waits_for_more_of_a_pipe_ends_it(spawn, tmp_path, where, number):
+    """Python goes on with a read that a signal interrupts: somebody must look in between."""
+    archive = crash.archive(tmp_path / "archive", "tar.gz").read_bytes()
+    kept = tmp_path / "kept"
+    if where == "in place":
+        kept.mkdir()
+        words, cwd = ["-d", "."], kept
+    else:
+        words, cwd = (["-d", kept] if where == "kept" else []), tmp_path
+    tool = spawn("-e", "/dev/stdin", *words, "true", stdin=subprocess.PIPE, cwd=cwd)
+    tool.stdin.write(archive[:3000])
+    tool.stdin.flush()
+    process.wait_for(lambda: list(tmp_path.glob("**/conda-meta/history")))
+    tool.send_signal(number)
+    # The pipe stays open: only the signal can end it.
+    assert status_of(subprocess.CompletedProcess((), tool.wait(LIMIT))) == 128 + number
+    assert os.listdir(tmp_path / "tmp") == []
+    names = {path.name for path in tmp_path.iterdir()} - {"archive", "tmp"}
+    assert names == ({"kept"} if where == "in place" else set())
+    assert where != "in place" or os.listdir(kept) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_it_waits_for_the_lock_ends_it(spawn, tiny, tmp_path, number):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    with subprocess.Popen(["flock", str(kept), "sleep", "60"], start_new_session=True) as holder:
+        try:
+            process.wait_for(lambda: process.children_of(holder.pid))
+            tool = spawn("-e", tiny, "-d", kept, "true")
+            time.sleep(0.5)
+            assert tool.poll() is None
+            tool.send_signal(number)
+            assert status_of(subprocess.CompletedProcess((), tool.wait(LIMIT))) == 128 + number
+            assert os.listdir(kept) == []
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)
