@@ -42,9 +42,6 @@ REASONS = {
         "an extended header",
     ),
     "UNENDED": Reason("no end-of-archive marker: the rest may be missing", "end-of-archive marker"),
-    "OURS": Reason(
-        "a directory where this tool has a file of its own", "where this tool has a file"
-    ),
     "BEHIND": Reason(
         "bytes behind a compressed stream that are neither zeros nor another such stream",
         "bytes that are no gzip member|(bzip2|xz) says|zstd stream cannot be decoded",
