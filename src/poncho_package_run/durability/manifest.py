@@ -87,7 +87,10 @@ class Manifest:
         Args:
             path: the member's, without ``.`` and ``//``.
         """
-        self.dated(path, member.mtime_ns)
+        if len(self._records) >= _WAITING:
+            self._write()
+        if member.mtime_ns is not None and member.mtime_ns >= self._recent:
+            self.dated(path, member.mtime_ns)
         body, size = member.body, member.size
         if type(body) is tuple and len(body) == 1:  # most: it is there already, in one piece
             data = body[0] if size <= _PAGE else bytes(body[0][(size - 1) % _STRIDE :: _STRIDE])

@@ -15,7 +15,10 @@ def is_ours(path: bytes) -> bool:
     no file system takes for ours, but never the other way round.
     """
     try:
-        text = path.decode("ascii").lower()  # all but a few
+        text = path.decode("ascii")
+        if "/." not in text and text[:1] != ".":
+            return False  # all but a few
+        text = text.lower()
     except UnicodeDecodeError:
         from unicodedata import normalize
 

@@ -36,15 +36,19 @@ def create(directory: int, name: bytes, mode: int) -> int:
     return os.open(name, _CREATE, mode & 0o777, dir_fd=directory)
 
 
-def write(handle: int, member: Member, look: "Callable[[], None]" = check) -> None:
+def write(handle: int, member: Member, look: "Optional[Callable[[], None]]" = None) -> None:
     """Write a member's body and time to an open file, and close it.
 
     Args:
-        look: called before each piece; raises if no more is to be written.
+        look: called before each piece; raises if no more is to be written.  By default a signal
+            is looked for, in a body that takes long.
     """
+    if look is None and member.size > _BATCH_BYTES:
+        look = check
     try:
         for data in member.body:
-            look()
+            if look is not None:
+                look()
             count = os.write(handle, data)
             while count < len(data):
                 data = data[count:]
