@@ -8,7 +8,7 @@ RUN = .venv/bin/python
 ARTIFACT = dist/poncho_package_run.pyz
 SOURCES = build.py pyproject.toml $(shell find src -name '*.py')
 
-.PHONY: all demo test check bench sweep storm fuzz clean
+.PHONY: all demo test check bench sweep storm fuzz endings clean
 
 all: $(ARTIFACT)
 
@@ -37,6 +37,9 @@ storm: $(ARTIFACT)
 
 fuzz: $(ARTIFACT)
 	$(RUN) tests/fuzz.py $(ARGS)
+
+endings: $(ARTIFACT)
+	$(RUN) tests/endings.py --runs 3000 $(ARGS)
 
 clean:
 	rm -rf .venv build tests/.cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

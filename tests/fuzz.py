@@ -120,7 +120,7 @@ class Place:
     def __init__(self, path: bytes) -> None:
         self.path = path
         self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        self.manifest = Manifest(path)
+        self.manifest = Manifest(self.descriptor, path)
 
 
 def unpack(archive: Path, target: bytes) -> bool:

@@ -58,7 +58,7 @@ def test_a_run_stopped_anywhere_and_overtaken_does_no_harm_when_it_goes_on(groun
     stopped = scenario(ground())
     points = [point for point in stopped.points() if point.name != "flock"]
     calls = () if locks == "locks exclude" else (sweep.ANYBODY,)
-    for point in crash.spread(points, 6):
+    for point in crash.spread(points, 4):
         try:
             stopped.overtake(point, *calls)
         except AssertionError as error:

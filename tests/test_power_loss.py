@@ -267,7 +267,7 @@ def dated(tmp_path, times):
     (tmp_path / "archive").write_bytes(b"".join(pieces) + tars.END)
 
 
-FUTURE = {"seconds": 2, "an hour": 3600, "years": 10**8}
+FUTURE = {"seconds": 2, "an hour": 3600, "years": 10**8, "beyond every clock": 10**17}
 
 
 class TestArchivesFromTheFuture:

@@ -45,7 +45,8 @@ def test_killed_at_any_rename_it_is_absent_or_complete(ground, scenario):
 @pytest.mark.parametrize("scenario", [scenarios.MountPoint, scenarios.WorkingDirectory])
 def test_stopped_between_its_renames_another_finishes_for_it(ground, scenario):
     stopped = scenario(ground())
-    for point in [point for point in stopped.points() if point.name in RENAMES]:
+    points = [point for point in stopped.points() if point.name in RENAMES]
+    for point in crash.spread(points, 4):
         for calls in ((), ("inject=flock:retval=0",)):
             try:
                 stopped.overtake(point, *calls)
@@ -317,4 +318,26 @@ def test_a_short_wait_does_not_prevent_recovery_from_containers_that_died(run, t
         assert not (kept / MARKER).exists()
     words[words.index("5")] = "0"
     assert run(*words, check=True).stdout == b"hello from " + bytes(kept)
+    whole(kept, tmp_path, archive)
+
+
+@pytest.mark.parametrize("then", ["from elsewhere", "from elsewhere, without a wait"])
+def test_what_a_container_left_inside_the_directory_keeps_nobody_out(run, tmp_path, then):
+    """It was the working directory of a run of which nobody can tell that it is dead.
+
+    Seen from elsewhere the directory could be replaced, but for what is left in it.
+    """
+    archive, kept = crash.archive(tmp_path / "archive", "tar"), tmp_path / "kept"
+    kept.mkdir()
+    killing = tracing.strace("-e", "inject=?symlink,symlinkat:signal=KILL:when=1")
+    wrapper = [*scenarios.in_a_container(), *killing]
+    run("-e", archive, "-d", ".", "hello", wrapper=wrapper, cwd=kept)
+    assert len(crash.private_directories(kept)) == 1
+    seconds = "0" if "without" in then else "5"
+    result = run("-e", archive, "-d", kept, "-w", seconds, "hello", timeout=20)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == b"hello from " + bytes(kept)
+    scenarios.age(kept)
+    for private in crash.private_directories(kept):
+        crash.remove(private)
     whole(kept, tmp_path, archive)

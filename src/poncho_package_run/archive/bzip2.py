@@ -23,6 +23,7 @@ def recognises(head: bytes) -> bool:
 
 class _Bzip2Streams(Streams):
     name = "bzip2"
+    first = b"B"
     errors = (OSError, ValueError)
 
     @staticmethod

@@ -58,7 +58,7 @@ def decode(source: Source, pool: "Pool") -> "Iterator[bytes]":
                 yield chunk
     data, at = source.read(_INPUT), 0
     while data:
-        if data[at] == 0:
+        if data[at] != 0x1F:
             # Block-wise copies leave zeros behind; anything else is damage.
             data = data[at:]
             while data and not data.strip(b"\0"):

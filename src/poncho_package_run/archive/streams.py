@@ -23,6 +23,7 @@ class Streams:
     name = ""
     errors: "Tuple[Type[Exception], ...]" = ()
 
+    first = b""  # the bytes that a stream may begin with
     padding = 1  # streams may be followed by a multiple of so many zero bytes
     finished = True  # an error is final: no decoder goes on over a stream's end ...
     limited = False  # ... unless it was one of memory
@@ -50,6 +51,8 @@ class Streams:
                         continue
                     if self._zeros % self.padding:
                         raise ArchiveError(self._damage("bad padding between streams"))
+                    if data[at] not in self.first:
+                        raise ArchiveError(self._damage("bytes that are no stream"))
                     self._zeros = 0
                     self._decoder = self.new_decoder()
                     self._step = _STEP

@@ -45,6 +45,7 @@ class _XzStreams(Streams):
     """
 
     name = "xz"
+    first = b"\xfd\x5d"  # of .xz and of .lzma
     padding = 4
     errors = (lzma.LZMAError, EOFError)
 

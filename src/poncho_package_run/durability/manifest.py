@@ -49,8 +49,11 @@ SAFELY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # Records that wait to be written, of at most some 4 KiB each (see ``unpack``).
 _WAITING = 1024
 
+# Nanoseconds: no file system keeps a later time, and no later one is worth telling from this.
+LATEST = (1 << 63) - 1
+
 # Seconds by which two clocks may differ: this machine's, and that of the server of the files.
-_SKEW = 86400
+SKEW = 86400
 
 
 class Manifest:
@@ -72,7 +75,7 @@ class Manifest:
         self._records: deque = deque()  # of bytes; other threads append to it
         self._path = path + b"/" + NAME
         self._size = self._crc = 0
-        self._recent = (int(time.time()) - _SKEW) * 1000000000
+        self._recent = int(time.time() - SKEW) * 1000000000
         try:
             self.handle = os.open(NAME, _FLAGS, 0o666, dir_fd=directory)
         except OSError as error:
@@ -116,7 +119,7 @@ class Manifest:
         if len(self._records) >= _WAITING:
             self._write()
         if mtime_ns is not None and mtime_ns >= self._recent:
-            self._records.append(b"t %d %s\0" % (mtime_ns, path))
+            self._records.append(b"t %d %s\0" % (min(mtime_ns, LATEST), path))
 
     def rewritten(
         self, path: bytes, handle: int, pieces: "Optional[List[Tuple[int, bytes]]]"

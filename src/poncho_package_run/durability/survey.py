@@ -3,12 +3,13 @@
 import errno
 import os
 import stat
+import time
 
 from ..machine.signals import check
 from ..telling.errors import ArchiveError
 from ..telling.messages import printable
 from ..tree.directories import Directories, components
-from .manifest import NAME, SAFELY, sample
+from .manifest import LATEST, NAME, SAFELY, SKEW, sample
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class _Comparison:
     def __init__(self, root: int, since: int) -> None:
         self._directories = Directories(root)
         self._since = since
+        self._now = int(time.time() + SKEW) * 1000000000
         self._lost: Dict[bytes, Tuple[int, str]] = {}  # path to inode and what is wrong with it
         self._whole: set = set()  # inodes of several names that are as the last record has them
         self._dated: Dict[bytes, int] = {}
@@ -136,13 +138,13 @@ class _Comparison:
             raise ValueError
         _, *fields, path = record.split(b" ", len(bases) + 1)
         numbers = [int(field, base) for field, base in zip(fields, bases)]
-        if not components(path) or not all(0 <= number < 1 << 63 for number in numbers):
+        if not components(path) or not all(0 <= number <= LATEST for number in numbers):
             raise ValueError
         if kind == b"t":
             self._dated[path] = numbers[0]
             if len(self._dated) > _ENTRIES_LIMIT:
                 self._dated.clear()
-                self._since = 1 << 64  # so no time tells anything any more
+                self._since = LATEST  # so no time tells anything any more
             return
         if kind != b"p":
             self._lost.pop(path, None)
@@ -200,12 +202,14 @@ class _Comparison:
     def _is_later(self, path: bytes, status: os.stat_result) -> bool:
         """Whether a change after the unpacking has given a file or directory its time.
 
-        A time that the archive has set proves nothing, but then it is known which one that was; and
-        the time of the inode's change nobody can set.
+        A time that the archive has set proves nothing, but then it is known which one that was
+        (unless the file system has none so late, and keeps its latest).  The time of the inode's
+        change nobody can set.
         """
         mtime = status.st_mtime_ns
         return (
             min(mtime, status.st_ctime_ns) > self._since
+            and mtime < self._now
             and not 0 <= self._dated.get(path, 0) - mtime < _UNIT
         )
 

@@ -199,11 +199,13 @@ class _Removal:
     def _begin(self, parent: _Directory, name: bytes) -> None:
         try:
             if _is_full(name, parent.handle):
-                if parent.depth >= _DEPTH:
-                    self._move_up(parent, name)
-                else:
+                try:
                     self._open(parent, name)
                     return
+                except OSError as error:
+                    if error.errno not in (errno.EMFILE, errno.ENFILE) or parent is self._root:
+                        raise
+                self._move_up(parent, name)
         except FileNotFoundError:
             pass
         except OSError:
@@ -211,20 +213,16 @@ class _Removal:
         self._end(parent)
 
     def _open(self, parent: _Directory, name: bytes) -> None:
-        handle = -1
+        if parent.depth >= _DEPTH:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        handle = _open(name, parent.handle)
         try:
-            handle = _open(name, parent.handle)
             if os.fstat(handle).st_dev != self._device:  # mounted by that, or a volume of its own
                 raise PermissionError
             names = os.listdir(handle)
-        except OSError as error:
-            if handle >= 0:
-                os.close(handle)
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or parent is self._root:
-                raise
-            self._move_up(parent, name)
-            self._end(parent)
-            return
+        except OSError:
+            os.close(handle)
+            raise
         self._enter(_Directory(parent, name, handle), names)
 
     def _move_up(self, parent: _Directory, name: bytes) -> None:
