@@ -54,6 +54,39 @@ def test_stopped_between_its_renames_another_finishes_for_it(ground, scenario):
                 raise AssertionError(f"stopped at {point}, {calls}: {error}")
 
 
+def test_one_who_is_late_with_a_publication_does_not_mind_that_another_begins_one(ground):
+    """Three: one is about to publish, one is about to rename up, one does it for him and ends.
+
+    Who goes on then finds another's publication under the name of the one he had opened.
+    """
+    late = scenarios.WorkingDirectory(ground())
+    points, place = late.points(), late.place
+    renaming = next(
+        index
+        for index, point in enumerate(points)
+        if point.name in RENAMES and crash.PUBLISHING in point.arguments
+    )
+    # Of the file that it opens they are few, however many private directories it comes upon.
+    path = place.kept / crash.PUBLISHING
+    opened = [point.name == "openat" and str(path) in point.arguments for point in points]
+    opening = crash.Point("openat", sum(opened[:renaming]) + 1)
+    anybody = "inject=flock:retval=0"
+    late.prepare()
+    before = next(p for p in reversed(points[:renaming]) if p.name != points[renaming].name)
+    then = f"inject={points[renaming].name}:signal=STOP:when={points[renaming].number}"
+    second = crash.Stopped(place, late.killed, before, anybody, then)
+    first = crash.Stopped(place, late.killed, opening, only=path)
+    wrapper = tracing.strace("-e", anybody)
+    assert crash.PUBLISHING in os.listdir(place.kept)
+    assert place.run(*late.words, wrapper=wrapper).returncode == 0
+    second.go_on_to_the_next_stop()
+    assert crash.PUBLISHING in os.listdir(place.kept)
+    results = [first.end(), second.end(), place.run(*late.words)]
+    assert [(each.returncode, each.stderr) for each in results] == [(0, b"")] * 3
+    late.compare(late.tree())
+    assert place.left() == []
+
+
 def whole(kept, tmp_path, archive):
     """Assert that an environment is what another program unpacks, relocated."""
     fresh = tmp_path / "fresh"

@@ -287,33 +287,62 @@ def remove(path: Path) -> None:
 class Stopped:
     """A run of the tool that is stopped at a point (or has ended before it).
 
+    Args:
+        calls: what else strace is to do.
+        only: the point's number counts only calls on this file.
+
     Attributes:
         reached: whether it came to the point.
     """
 
-    def __init__(self, place: Place, words: Sequence[Word], point: "Point", *calls: Word) -> None:
-        self.log = place.root / "stopped.log"
-        self.log.touch()
+    def __init__(
+        self,
+        place: Place,
+        words: Sequence[Word],
+        point: "Point",
+        *calls: Word,
+        only: Optional[Path] = None,
+    ) -> None:
+        self.place = place
+        self.log = place.root / f"stopped-{time.monotonic_ns()}.log"
+        self.log.write_bytes(b"")
         place.known.add(self.log)
-        names = "flock," + point.name if calls else point.name
+        names = "flock,rename,renameat," + point.name if calls else point.name
         injections = [*calls, f"inject={point.name}:signal=STOP:when={point.number}"]
         options = [word for each in [f"trace={names}", *injections] for word in ("-e", each)]
+        options += ["-P", only] if only else []
         self.process = place.start(*words, wrapper=tracing.strace(*options, log=self.log))
         process.wait_for(lambda: self._is_stopped() or self.process.poll() is not None)
         self.reached = self._is_stopped()
 
-    def _is_stopped(self) -> bool:
-        return b"stopped by SIGSTOP" in self.log.read_bytes()
+    def _is_stopped(self, times: int = 1) -> bool:
+        return self.log.read_bytes().count(b"stopped by SIGSTOP") >= times
+
+    def go_on_to_the_next_stop(self) -> None:
+        """Let it go on until it is stopped once more."""
+
+        def stopped_again() -> bool:
+            if not self._is_stopped(2):
+                self._continue()
+            return self._is_stopped(2) or self.process.poll() is not None
+
+        process.wait_for(stopped_again)
+        assert self._is_stopped(2), self.process.communicate()
+
+    def _continue(self) -> None:
+        # Under strace a continued process may be told so too early: once more, then.
+        for each in process.descendants_of(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGCONT)
 
     def end(self) -> "subprocess.CompletedProcess[bytes]":
         """Let it go on, to its end."""
         deadline = time.monotonic() + 60
         while self.process.poll() is None and time.monotonic() < deadline:
-            # Under strace a continued process may be told so too early: once more, then.
-            for each in process.descendants_of(self.process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(each, signal.SIGCONT)
+            self._continue()
             time.sleep(0.05)
+        self.place.known.discard(self.log)
+        self.log.unlink()
         return finish(self.process)
 
 
