@@ -153,13 +153,13 @@ def endings(runs: int, busy: int, seed: int = 1) -> tuple[list[str], list[float]
                 # 0: it was quicker.  Not yet ready for signals, it is ended by the signal itself.
                 right = status in (143, -signal.SIGTERM, 0) and line == b""
             seconds.append(took)
-            left = os.listdir(temporary)
+            left = os.listdir(temporary) + [path.name for path in folder.glob(".*")]
             if not right or took > SECONDS or left:
                 failures.append(
                     f"run {number} ({kind}, {threads} threads, {place and 'kept'}): status "
                     f"{status}, {took:.2f} s, {line!r}, left {left}"
                 )
-            for path in [*temporary.iterdir(), *place[1:]]:
+            for path in [*temporary.iterdir(), *folder.glob(".*"), *place[1:]]:
                 subprocess.run(["rm", "-rf", path], check=True)
     return failures, seconds
 

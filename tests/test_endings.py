@@ -22,12 +22,14 @@ def test_no_hang_in_100_failing_and_100_cancelled_runs():
     assert failures == []
 
 
+@pytest.mark.parametrize("place", ["temporary", "kept"])
 @pytest.mark.parametrize("threads", ["1", "4"])
 @pytest.mark.parametrize("when", ["before a writer", "before a byte", "in the middle"])
-def test_a_signal_while_a_pipe_is_silent(spawn, tiny, tmp_path, when, threads):
+def test_a_signal_while_a_pipe_is_silent(spawn, tiny, tmp_path, when, threads, place):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    tool = spawn("-e", fifo, "true", env={"PONCHO_PACKAGE_RUN_THREADS": threads})
+    options = ["-d", tmp_path / "kept"] if place == "kept" else []
+    tool = spawn("-e", fifo, *options, "true", env={"PONCHO_PACKAGE_RUN_THREADS": threads})
     if when != "before a writer":
         writer = os.open(fifo, os.O_RDWR)
         if when == "in the middle":
@@ -36,9 +38,10 @@ def test_a_signal_while_a_pipe_is_silent(spawn, tiny, tmp_path, when, threads):
     time.sleep(0.7)
     assert tool.poll() is None
     tool.send_signal(signal.SIGTERM)
-    assert tool.wait(2) in (143, -signal.SIGTERM)
+    assert tool.wait(5) in (143, -signal.SIGTERM)
     assert tool.stderr.read() == b""
     assert os.listdir(tmp_path / "tmp") == []
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "tmp"]
 
 
 def test_a_pipe_whose_writer_comes_late(spawn, tiny, tmp_path):
@@ -75,7 +78,7 @@ def test_a_signal_while_a_decoder_program_is_silent(spawn, environment, tmp_path
     (child,) = process.wait_for(lambda: process.children_of(tool.pid), what="the program")
     time.sleep(0.3)
     tool.send_signal(signal.SIGTERM)
-    tool.wait(2)
+    tool.wait(5)
     assert status_of(tool) == 143
     process.wait_for(lambda: not process.is_alive(child))
     assert os.listdir(tmp_path / "tmp") == []

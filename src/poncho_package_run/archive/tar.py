@@ -57,6 +57,7 @@ def members(
             environment cannot hold, or no end-of-archive marker.
     """
     stream = _Stream(chunks)
+    # Each has at most the five keywords that `_pax` keeps, of a MiB together for each header.
     defaults: Dict[bytes, bytes] = {}
     records: Dict[bytes, bytes] = {}
     longname = longlink = None
