@@ -15,7 +15,7 @@ from ..machine import process, threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Optional, Tuple
 
 _BEAT = 2.0  # seconds
 _SILENCE = 10.0  # seconds
@@ -38,7 +38,8 @@ class Lease:
         self._path = parent + b"/" + OURS + b"lease-" + name
         self._handle = -1
         self._ended = threading.Event()
-        self._seen = self._since = 0.0
+        self._seen = (0, 0)
+        self._since = 0.0
 
     def attempt(self) -> bool:
         """Try once, without waiting; True also where no such file can be made."""
@@ -50,6 +51,8 @@ class Lease:
             except FileExistsError:
                 if not self._is_silent():
                     return False
+                if self._look() != self._seen:
+                    return False  # another has replaced it meanwhile
                 os.unlink(self._path)
                 self._handle = os.open(self._path, _CREATE, 0o600)
             import json
@@ -88,17 +91,19 @@ class Lease:
 
     def _is_silent(self) -> bool:
         """Whether its holder is dead, or has not touched it for ten seconds."""
+        seen = self._look()
+        if seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
         theirs = self._owner()
         if theirs is not None and process.is_dead(theirs):
             return True
-        try:
-            seen = os.lstat(self._path).st_mtime_ns
-        except OSError:
-            return False
-        if seen != self._seen:
-            self._seen, self._since = seen, time.monotonic()
         # By our clock as well, which may be wrong: else who waits for five seconds never sees ten.
-        return time.monotonic() - self._since >= _SILENCE or time.time() - seen / 1e9 >= _SILENCE
+        silence = max(time.monotonic() - self._since, time.time() - seen[1] / 1e9)
+        return silence >= _SILENCE
+
+    def _look(self) -> "Tuple[int, int]":
+        status = os.lstat(self._path)
+        return status.st_ino, status.st_mtime_ns
 
     def _owner(self) -> "Optional[process.Process]":
         try:

@@ -7,7 +7,7 @@ locale: a warm start compares its bytes and does not parse it.
 import os
 import stat
 
-from .. import MARKER, __version__
+from .. import MARKER, OURS, __version__
 from ..machine import process
 
 TYPE_CHECKING = False
@@ -63,6 +63,8 @@ def join(directory: bytes, root: bytes) -> bytes:
     return directory + b"/" + root if root else directory
 
 
+_NEXT = OURS + b"marker"
+
 # Of the fields of a marker, those that are read again.
 _KINDS = {
     "archive": str,
@@ -87,8 +89,8 @@ def put(directory: int, found: "Facts", scratch: "Optional[int]" = None) -> None
     Args:
         directory: descriptor of where it belongs.
         found: what it says.
-        scratch: descriptor of a private directory on the same file system, if it is to take the
-            place of an older one by a rename; None in a directory that is private itself.
+        scratch: descriptor of a private directory on the same file system, where it is to take the
+            place of an older one, by ``take_effect``; None in a directory that is private itself.
 
     Raises OSError.
     """
@@ -108,7 +110,18 @@ def put(directory: int, found: "Facts", scratch: "Optional[int]" = None) -> None
     finally:
         os.close(handle)
     if scratch is not None:
-        os.rename(MARKER, MARKER, src_dir_fd=scratch, dst_dir_fd=directory)
+        os.rename(MARKER, _NEXT, src_dir_fd=scratch, dst_dir_fd=directory)
+
+
+def take_effect(directory: bytes) -> None:
+    """Give a new marker its name: the last step, when the private directory is gone already.
+
+    Who is killed between the two leaves what the next run, which finds the old one, replaces.
+    """
+    try:
+        os.rename(directory + b"/" + _NEXT, directory + b"/" + MARKER)
+    except FileNotFoundError:
+        pass  # another process has done the same
 
 
 def _give_way(new: int, directory: int, scratch: int) -> None:
@@ -118,7 +131,7 @@ def _give_way(new: int, directory: int, scratch: int) -> None:
         if stat.S_ISREG(old.st_mode):
             os.fchmod(new, stat.S_IMODE(old.st_mode) & 0o777)
             os.fchown(new, -1, old.st_gid)
-        elif stat.S_ISDIR(old.st_mode):
+        else:
             os.rename(MARKER, b"junk", src_dir_fd=directory, dst_dir_fd=scratch)
     except (FileNotFoundError, PermissionError):
         pass  # there was none; or it is another group's, to which we do not belong

@@ -94,7 +94,8 @@ def staging(directory: bytes) -> PrivateDirectory:
         else:
             if make_alike(private.content, directory):
                 return private
-            private.remove()
+            with private:
+                private.sweep()  # who is killed here leaves one where nobody else looks
     return PrivateDirectory(directory)
 
 
@@ -117,7 +118,11 @@ def publish(private: PrivateDirectory, directory: bytes) -> bool:
             return publish(private, directory)
         error.filename = target
         raise failure(error, target)
-    return complete(directory) if inside else True
+    if not inside:
+        return True
+    # First, because nobody sweeps in a directory that is complete, should we be killed here.
+    private.remove()
+    return complete(directory)
 
 
 def complete(directory: bytes) -> bool:
@@ -144,7 +149,7 @@ def complete(directory: bytes) -> bool:
         # would be here.
         if os.path.lexists(directory + b"/" + MARKER):
             empty(handle)
-            os.rmdir(path)
+            _remove_empty(path)
             return False
         if os.fstat(handle).st_uid not in (0, os.geteuid()):
             raise CannotCreate(
@@ -157,10 +162,7 @@ def complete(directory: bytes) -> bool:
                 _rename_up(name, handle, directory)
             except FileNotFoundError:
                 pass  # another process was faster
-        try:
-            os.rmdir(path)
-        except OSError:
-            pass  # gone, or another came second, and takes his own away
+        _remove_empty(path)
     except OSError as error:
         if error.errno not in _TAKEN:
             raise located(error, directory)
@@ -170,6 +172,13 @@ def complete(directory: bytes) -> bool:
     finally:
         os.close(handle)
     return os.path.lexists(directory + b"/" + MARKER)
+
+
+def _remove_empty(path: bytes) -> None:
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # gone, or it is another's who came second, and takes it away himself
 
 
 def _rename_up(name: bytes, source: int, directory: bytes) -> None:

@@ -13,7 +13,7 @@ from ..machine import process
 from ..telling.errors import ArchiveError, CannotCreate, Failure, InputOutputError
 from ..telling.failures import located
 from .completion import is_prefix, is_trusted, read_marker, untrusted
-from .marker import facts, is_unproven, join, parse, prefix_of, put, relocated, root_of
+from .marker import facts, is_unproven, join, parse, prefix_of, put, relocated, root_of, take_effect
 from .prefix import find_prefix
 from .private import PrivateDirectory
 from .publication import can_be_replaced, complete, entries, make_alike
@@ -182,6 +182,7 @@ def _relocate(
         finally:
             os.close(handle)
             os.close(own)
+    take_effect(directory)
     return True
 
 
@@ -190,6 +191,7 @@ def _replace_marker(directory: bytes, found: "Facts") -> None:
     try:
         with PrivateDirectory(directory) as private:
             put(handle, found, private.descriptor)
+        take_effect(directory)
     except (OSError, Failure):
         pass  # it may not be written, or is full: the next run will compare again
     finally:
