@@ -118,25 +118,35 @@ def changes(content: "Union[bytes, Contents]", edit: "Edit", prefix: bytes) -> "
         TooLong: see there.
     """
     sought, binary, room = edit
+<<<<<<< HEAD
     if room == PATH:
         for found in _occurrences(content, sought, prefix):
             if _is_path(content, found, found + len(sought)):
                 yield found, len(sought), prefix
         return
+=======
+>>>>>>> relocation
     if not binary:
         yield from _replaced_text(content, sought, prefix)
         return
-    begin = end = count = 0
+    begin = end = count = 0  # of a string whose changes are still to be told
     for found in _occurrences(content, sought, prefix):
         if found < end:
-            count += 1  # another one in the same string
+            count += count > 0  # another one in the same string
             continue
-        yield from _filled_up(content, edit, prefix, begin, end, count)
+        if count:
+            yield from _filled_up(content, edit, prefix, begin, end, count)
         begin, count = found, 1
         end = content.find(b"\0", found + len(sought))
         if end < 0:
             return
-    yield from _filled_up(content, edit, prefix, begin, end, count)
+        string = content[begin:end]
+        if len(string) == end - begin and len(prefix) <= len(sought) == room:
+            # Most strings: short, and relocated for the first time.
+            count = 0
+            yield begin, len(string), string.replace(sought, prefix).ljust(len(string), b"\0")
+    if count:
+        yield from _filled_up(content, edit, prefix, begin, end, count)
 
 
 def _replaced_text(
@@ -186,7 +196,7 @@ def _filled_up(
     """The changes of one string with ``count`` placeholders."""
     sought, _, room = edit
     padding = count * (room - len(sought))
-    if not count or padding and not _is_zero(content, end, end + padding + 1):
+    if padding and not _is_zero(content, end, end + padding + 1):
         return  # not a string that was relocated before
     if room < len(prefix):
         raise TooLong(room)
@@ -256,8 +266,9 @@ class Contents:
         self._last = False  # whether the window is at the end
 
     def __getitem__(self, where: slice) -> bytes:
-        """What of it is in the window, from what was found last."""
-        return self._data[where.start - self._at : where.stop - self._at]
+        """What of it is in the window; none if its beginning is not."""
+        begin = where.start - self._at
+        return self._data[begin : where.stop - self._at] if begin >= 0 else b""
 
     def around(self, where: slice) -> bytes:
         """What of it may be outside the window; for a file that is not changed meanwhile."""

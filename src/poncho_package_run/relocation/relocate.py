@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-# Records that are in memory at a time, and the bytes of their paths and placeholders.
-_RECORDS = 1 << 14
+# Bytes of records that are in memory at a time; each has a path, and objects that hold it.
 _BYTES = 4 << 20
+_RECORD = 256
 
 # Files that a thread takes at a time: neighbours, mostly of one directory.
 _TOGETHER = 16
@@ -125,6 +125,7 @@ def batches(
         # Of thousands of records most have the same to replace: they share the list.
         if (placeholder, binary) != last:
             last = placeholder, binary
+            size += len(placeholder)
             edits = edits_of(placeholder, binary, prefix, previous)
         before = files.setdefault(path, edits)
         # Two packages that own one path have a record each; one replacement is all it takes.
@@ -133,8 +134,8 @@ def batches(
                 several[path] = dict.fromkeys(before)
             several[path].update(dict.fromkeys(edits))
         count += 1
-        size += len(path) + len(placeholder)
-        if count == _RECORDS or size >= _BYTES:
+        size += _RECORD + len(path)
+        if size >= _BYTES:
             yield batch()
             files, several = {}, {}
             count = size = 0
