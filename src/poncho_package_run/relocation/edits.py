@@ -118,14 +118,11 @@ def changes(content: "Union[bytes, Contents]", edit: "Edit", prefix: bytes) -> "
         TooLong: see there.
     """
     sought, binary, room = edit
-<<<<<<< HEAD
     if room == PATH:
         for found in _occurrences(content, sought, prefix):
             if _is_path(content, found, found + len(sought)):
                 yield found, len(sought), prefix
         return
-=======
->>>>>>> relocation
     if not binary:
         yield from _replaced_text(content, sought, prefix)
         return
