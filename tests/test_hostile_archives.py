@@ -1039,10 +1039,13 @@ def open_up(path: Path) -> None:
 
 
 def around(tmp_path: Path) -> dict[bytes, Entry]:
-    """The world without the target's content and the temporary directory's."""
+    """The world without the target's content and the temporary directory's.
+
+    And without the time of the directory in which the target is made, beside what is private.
+    """
     own = (b"nest/target", b"tmp")
     return {
-        path: entry
+        path: entry._replace(mtime_ns=0) if path == b"nest" else entry
         for path, entry in snapshot(tmp_path, ignore=()).items()
         if not any(path == name or path.startswith(name + b"/") for name in own)
     }

@@ -115,7 +115,7 @@ def test_time_left_of_an_archive_of_known_size(prepare, environment, tmp_path, t
 def test_waiting_names_the_holder(spawn, slow_archive, tiny, tmp_path, terminal):
     target = tmp_path / "env"
     holder = spawn("-e", slow_archive, "-d", target, "--", "true")
-    wait_for(lambda: target.exists() and os.listdir(target), what="the unpacking to begin")
+    wait_for(lambda: list(tmp_path.glob(".*/env/*")), what="the unpacking to begin")
     waiter = spawn("-e", tiny, "-d", target, "--", "true", stderr=terminal.theirs)
     wait_for(lambda: b"waiting for" in terminal.read(), what="the waiter's line")
     assert b"%d" % holder.pid in terminal.read()
@@ -147,7 +147,7 @@ def test_debug_tells_phases_and_sums_up(run, environment, tmp_path, how):
     assert re.fullmatch("poncho_package_run: running /.*/true", last)
     assert all(line.startswith("poncho_package_run: ") for line in lines)
     phases = re.findall(rf"^poncho_package_run: ([a-z ]+): {DURATION}$", "\n".join(lines), re.M)
-    assert phases == ["lock", "unpack", "relocate"]
+    assert phases == ["lock", "sweep", "unpack", "relocate"]
     summary = re.fullmatch(
         rf"poncho_package_run: (\d+) files, (\d+) bytes, (\d+) records in {DURATION}", lines[-1]
     )

@@ -88,11 +88,15 @@ def run_in_temporary(options: "Options") -> int:
     from .place.private import temporary
 
     with Report(options.debug) as report, interruptible(), temporary() as private:
-        prefix = fill(private, options.environment, None, report)
-        if not options.command:
-            return 0
-        command = activated(prefix, options.command, options.debug)
-        return supervise(*command, private.descriptor, private.touch)
+        try:
+            prefix = fill(private, options.environment, None, report)
+            if not options.command:
+                return 0
+            command = activated(prefix, options.command, options.debug)
+            return supervise(*command, private.descriptor, private.touch)
+        finally:
+            with report.phase("remove"):
+                private.remove()
 
 
 def fill(
