@@ -216,7 +216,11 @@ class TestWriters:
 
         writers = Writers(2, 1, create_slowly, lambda error, path, size: error)
         yield writers, free
+        # Or they would go on in the next test's directory, which gets the same number.
+        writers.close()
         free.set()
+        for thread in writers._threads:
+            thread.join(10)
 
     def file(self, name, body=(b"x",)):
         return Member(FILE, name, 0o644, None, sum(map(len, body)), b"", body)
