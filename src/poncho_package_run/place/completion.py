@@ -119,7 +119,15 @@ def read_marker(directory: bytes) -> "Optional[bytes]":
             return None
         return os.read(handle, _LIMIT)
     finally:
+        shut(handle)
+
+
+def shut(handle: int) -> None:
+    """Close a descriptor through which nothing was written, so that nothing can get lost."""
+    try:
         os.close(handle)
+    except OSError:
+        pass  # of what was done before nothing is undone by that
 
 
 def locate(path: bytes) -> bytes:

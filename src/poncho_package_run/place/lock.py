@@ -16,6 +16,7 @@ import os
 import time
 
 from ..machine.signals import check
+from .completion import shut
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class Lock:
     def _close(self) -> None:
         handle, self._handle = self._handle, -1
         if handle >= 0:
-            os.close(handle)
+            shut(handle)
 
     def _holder(self) -> str:
         """Who holds the lock, as far as that is known."""

@@ -21,6 +21,7 @@ from ..machine import process
 from ..machine.signals import check
 from ..telling.failures import kind_of, located
 from ..tree.removal import empty
+from .completion import shut
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class PrivateDirectory:
             _remove(self.path, self.descriptor)
         for handle in (self.content, self.descriptor):
             if handle >= 0:
-                os.close(handle)
+                shut(handle)
         self.descriptor = self.content = -1
 
     def leave(self, stay: bool = True) -> None:
@@ -128,7 +129,7 @@ class PrivateDirectory:
                     _set_aside(handle)
                     _remove(path, handle)
             finally:
-                os.close(handle)
+                shut(handle)
 
     def _sign(self) -> None:
         import json

@@ -20,7 +20,7 @@ from .. import MARKER
 from ..telling.errors import CannotCreate
 from ..telling.failures import failure, located
 from ..tree.removal import empty
-from .completion import PUBLISHING
+from .completion import PUBLISHING, shut
 from .private import HIDDEN, PrivateDirectory
 
 TYPE_CHECKING = False
@@ -170,7 +170,7 @@ def complete(directory: bytes) -> bool:
             "{} was filled by something else meanwhile; empty it".format(os.fsdecode(directory))
         )
     finally:
-        os.close(handle)
+        shut(handle)
     return os.path.lexists(directory + b"/" + MARKER)
 
 

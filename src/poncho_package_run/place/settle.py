@@ -12,7 +12,7 @@ from .. import MARKER
 from ..machine import process
 from ..telling.errors import ArchiveError, CannotCreate, Failure, InputOutputError
 from ..telling.failures import located
-from .completion import is_prefix, is_trusted, read_marker, untrusted
+from .completion import is_prefix, is_trusted, read_marker, shut, untrusted
 from .marker import facts, is_unproven, join, parse, prefix_of, put, relocated, root_of, take_effect
 from .prefix import find_prefix
 from .private import PrivateDirectory
@@ -180,8 +180,8 @@ def _relocate(
                 raise
             return False  # something else is mounted below it
         finally:
-            os.close(handle)
-            os.close(own)
+            shut(handle)
+            shut(own)
     take_effect(directory)
     return True
 
