@@ -74,8 +74,10 @@ class PrivateDirectory:
             self._sign()
             os.mkdir(CONTENT, 0o777, dir_fd=self.descriptor)
             self.content = os.open(CONTENT, _OPEN, dir_fd=self.descriptor)
-        except BaseException:
+        except BaseException as error:
             self.remove()
+            if isinstance(error, OSError):
+                error.filename = self.path
             raise
 
     @property
