@@ -68,7 +68,7 @@ def damaged(whole: Path, rng: random.Random, into: Path) -> Path:
     if rng.random() < 0.5:
         del data[-rng.choice((3, 9, 200, len(data) // 3)) :]
     else:  # where no bit is padding
-        data[-rng.choice((11, 200, len(data) // 3))] ^= 1 << rng.randrange(8)
+        data[-rng.choice((5, 200, len(data) // 3))] ^= 1 << rng.randrange(8)
     into.write_bytes(data)
     return into
 
