@@ -58,7 +58,9 @@ def ready_prefix(directory: bytes, archive: "Optional[bytes]") -> "Optional[byte
                 return None
         prefix = marker.partition(b'"prefix": "')[2].partition(b'"')[0]
         below = prefix[len(directory) :]
-        if not prefix.startswith(directory) or b'"root": "%s"' % below[1:] not in marker:
+        if not prefix.startswith(directory) or below[:1] not in b"/":
+            return None  # "/w/env2" is not below "/w/env"
+        if b'"root": "%s"' % below[1:] not in marker:
             return None
         # Of another machine's restarts nothing is known here.
         if not (
