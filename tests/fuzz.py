@@ -20,6 +20,7 @@ import collections
 import concurrent.futures
 import gzip
 import hashlib
+import json
 import lzma
 import os
 import random
@@ -42,11 +43,11 @@ import test_hostile_archives  # noqa: E402
 
 from poncho_package_run import pipeline  # noqa: E402
 from poncho_package_run.archive import gzip as our_gzip  # noqa: E402
-from poncho_package_run.durability.manifest import Manifest  # noqa: E402
 from poncho_package_run.durability.survey import damage  # noqa: E402
 from poncho_package_run.telling.errors import Failure  # noqa: E402
 from poncho_package_run.telling.report import Report  # noqa: E402
 from support import relocations  # noqa: E402
+from support.crash import MARKER  # noqa: E402
 from support.tars import (  # noqa: E402
     BLOCK,
     checksum,
@@ -115,12 +116,14 @@ class World:
 
 
 class Place:
-    """What pipeline.fill wants to know of a target."""
+    """What pipeline.fill wants of a private directory, without one."""
 
     def __init__(self, path: bytes) -> None:
-        self.path = path
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        self.manifest = Manifest(self.descriptor, path)
+        self.content_path = path
+        self.content = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def sweep(self) -> None:
+        """There is nothing beside it."""
 
 
 def unpack(archive: Path, target: bytes) -> bool:
@@ -128,8 +131,9 @@ def unpack(archive: Path, target: bytes) -> bool:
     os.mkdir(target)
     place = Place(target)
     try:
-        pipeline.fill(os.fsencode(archive), place, Report())
-        found = damage(target, place.manifest.finish())
+        pipeline.fill(place, os.fsencode(archive), target, Report())
+        facts = json.loads(Path(os.fsdecode(target), MARKER).read_bytes())
+        found = damage(target, facts["manifest"])
         assert not found, f"the manifest does not agree with the tree: {found}"
         return True
     except Failure as failure:
@@ -137,9 +141,7 @@ def unpack(archive: Path, target: bytes) -> bool:
         assert message and "\n" not in message, repr(message)
         return False
     finally:
-        os.close(place.descriptor)
-        if place.manifest.handle >= 0:
-            os.close(place.manifest.handle)
+        os.close(place.content)
 
 
 def run_one(world: World, data: bytes) -> tuple[str, str]:

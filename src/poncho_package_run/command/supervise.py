@@ -101,7 +101,9 @@ def supervise(
 
 def _prepare(mask: set, lease: "Optional[int]") -> None:
     """In the child: undo what is ours."""
-    for number in numbers(_KEPT):
+    # (Those that CPython ignored have a handler that does nothing: a message of the child's may
+    # meet a stderr that nobody reads.)
+    for number in numbers([*_KEPT, "PIPE", "XFSZ"]):
         if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN):
             # A handler of ours must not run in the child once the mask lets signals through.
             signal.signal(number, signal.SIG_DFL)

@@ -28,6 +28,7 @@ from .edits import (
     write,
 )
 from .records import SCRIPT, malformed, records
+from .shebang import startable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -216,8 +217,6 @@ class Editor:
     def _startable(self, data: bytes) -> bytes:
         if data[:2] != b"#!":
             return data
-        from .shebang import startable
-
         return startable(data, self._prefix, self._previous)
 
     def _spare(self) -> int:
