@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 	&& echo $$name && break; done)
 RUN = .venv/bin/python
 ARTIFACT = dist/poncho_package_run.pyz
-SOURCES = build.py pyproject.toml $(shell find src -name '*.py')
+SOURCES = build.py pyproject.toml $(shell find src -name '*.py') src/header.sh
 
 .PHONY: all demo test check bench sweep storm fuzz endings clean
 

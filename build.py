@@ -73,7 +73,7 @@ class Loader:
         exec(source, module.__dict__)
 sys.meta_path.insert(0, Loader())
 from poncho_package_run.cli import main
-{reap}main(ignored)
+{reap}main(ignored{copy})
 """
 
 # Modules must come from the interpreter's own library, not from PYTHONPATH, where a task may
@@ -90,19 +90,26 @@ for path in os.environ.get("PYTHONPATH", "").split(":"):
 # variables whose names it cannot have (exported functions of bash), every shell sets some anew.
 # Of two words that the header hands on, "PID FD", the first names a process that has the caller's
 # environment still, and lives until the second, a descriptor, is closed.  It also tells which
-# signals the caller ignores: CPython ignores SIGPIPE and SIGXFSZ itself, and forgets what they
-# were.  Without it the second word, if there is one, is this number, as the shell found it out.
+# signals the caller ignores (CPython ignores SIGPIPE and SIGXFSZ itself, and forgets what they
+# were) and blocks (dash forgets that when it starts a program).  Without it the second word is the
+# number of ignored signals, as the shell found it out.  A third is the private directory of a copy
+# of the environment, of which this interpreter is.
 IN_HEADER = """\
 import zipimport
 archive = zipimport.zipimporter(sys.argv.pop(1))
-holder, number = sys.argv.pop(1).split()
+notes = sys.argv.pop(1).split(" ", 2)
+holder, number = notes[:2]
 ignored = int(number)
 if holder != "-":
     try:
         with open("/proc/" + holder + "/environ", "rb") as file:
             given = file.read().split(b"\\0")[:-1]
-        with open("/proc/" + holder + "/stat", "rb") as file:
-            ignored = int(file.read().rpartition(b")")[2].split()[30])
+        with open("/proc/" + holder + "/status", "rb") as file:
+            lines = dict(line.split(b":\\t")[:2] for line in file if line[:3] == b"Sig")
+        ignored, blocked = int(lines[b"SigIgn"], 16), int(lines[b"SigBlk"], 16)
+        if blocked:
+            numbers = [each for each in range(1, 65) if blocked >> each - 1 & 1]
+            _signal.pthread_sigmask(_signal.SIG_BLOCK, set(numbers) - {32, 33})
     except OSError:
         ignored = 0
     else:
@@ -122,91 +129,11 @@ except OSError:
     pass
 """
 
-# The shell script that the tool is when run directly.  -I keeps PYTHON* variables, the working
-# directory and the user's packages out, -S spares the search for others (4 ms).
-#
-# The holder is a child of the shell that only waits, and as a copy of the shell has the environment
-# that the shell was started with (Linux shows it in /proc; after its exec the shell has another).
-# It costs 0.4 ms, where the shell's looking for what it would lose costs 2 (dash reads /proc byte
-# by byte), and a program to carry it over 1.  It waits at the end of a pipe to which nobody writes;
-# once the last descriptor that could is closed, by the interpreter or because that has ended,
-# however it did, "read" returns.  Most shells make a pipe of a here-document.  In others it is that
-# of a command substitution: there "read" would return at once until the shell has opened the pipe
-# for writing, so the holder watches it do that; the count is for a shell that waits for background
-# processes (ksh93).  Only builtins are used, because dash forgets which signals its caller blocks
-# when it starts a program, and only descriptors that the caller has not open (3 to 9 are those that
-# every shell can name), taken before a shell makes a pipe, which might else get them.
-#
-# Without /proc the shell tells what it can: which signals cannot be trapped were ignored.
-HEADER = """\
-#!/bin/sh
-# poncho_package_run {version}: a Python program in a zip archive, behind this header.
-set +eu
-_ppr_entry='{entry}'
-_ppr_holder=
-_ppr_notes='- 0'
-_ppr_in=
-_ppr_out=
-if [ -e /proc/$$/exe ]; then
-    for _ppr_fd in 3 4 5 6 7 8 9; do
-        [ -e "/proc/$$/fd/$_ppr_fd" ] || {{ _ppr_in=$_ppr_out _ppr_out=$_ppr_fd; }}
-    done
-fi
-if [ "$_ppr_in" ]; then
-    {{ eval "command exec $_ppr_in<<E
-x
-E"; }} 2>/dev/null
-    if [ -p "/proc/$$/fd/$_ppr_in" ]; then
-        eval "exec $_ppr_out>/proc/$$/fd/$_ppr_in
-        {{ exec $_ppr_out>&-; read -r _ppr_in; read -r _ppr_in; }} <&$_ppr_in $_ppr_in<&- 2>&- &"
-        _ppr_holder=$!
-    fi
-    eval "exec $_ppr_in<&-"
-fi
-if [ "$_ppr_out" ] && [ ! "$_ppr_holder" ]; then
-    eval "exec $_ppr_out</dev/null"
-    _ppr_holder=$(
-        {{
-            exec </proc/self/fd/1 >&-
-            _ppr_count=0
-            while [ /proc/$$/exe -ef /proc/self/exe ] && [ "$_ppr_count" -lt 99999 ] &&
-                ! [ "/proc/$$/fd/$_ppr_out" -ef /proc/self/fd/0 ]; do
-                _ppr_count=$((_ppr_count + 1))
-            done
-            read -r _ppr_count
-        }} 2>/dev/null &
-        echo $!
-    )
-    {{ eval "command exec $_ppr_out>/proc/$_ppr_holder/fd/0"; }} 2>/dev/null || {{
-        _ppr_holder=
-        eval "exec $_ppr_out>&-"
-    }}
-fi
-_ppr_keep=
-if [ "$_ppr_holder" ]; then
-    _ppr_notes="$_ppr_holder $_ppr_out"
-    _ppr_keep="$_ppr_out>&$_ppr_out" # in some shells a program inherits only what is named with it
-else
-    for _ppr_signal in PIPE:4096 XFSZ:16777216; do
-        _ppr_caught=
-        trap _ppr_caught=1 ${{_ppr_signal%:*}} && kill -s ${{_ppr_signal%:*}} $$
-        [ "$_ppr_caught" ] || _ppr_notes="- $((${{_ppr_notes#-}} + ${{_ppr_signal#*:}}))"
-        trap - ${{_ppr_signal%:*}}
-    done 2>/dev/null
-fi
-_ppr_run() {{
-    eval 'exec "$_ppr_python" -IS -c "$_ppr_entry" "$0" "$_ppr_notes" "$@"' "$_ppr_keep"
-}}
-for _ppr_python in python3 {versions} /usr/libexec/platform-python "${{0%/*}}/python3"; do
-    command -v "$_ppr_python" >/dev/null 2>&1 && _ppr_run "$@"
-done
-# Beside the file itself, if this is a symlink to it.
-_ppr_python=$(readlink -f "$0" 2>/dev/null)
-_ppr_python=${{_ppr_python%/*}}/python3
-[ -x "$_ppr_python" ] && _ppr_run "$@"
-echo "poncho_package_run: no Python 3.6 or later on PATH; install one, or name it: python3 $0" >&2
-exit 127
-"""
+COPY = """, os.fsencode(notes[2]) if notes[2:] else None"""
+
+# What is the same in each header of the archives that header.sh makes, for their checksum, which
+# counts itself as eight spaces.
+FIXED = b"poncho_package_run-/env" + b"0000700" + b"0" * 36 + b" " * 8 + b"5ustar00"
 
 
 def build() -> bytes:
@@ -246,11 +173,16 @@ def entered_straight(bundle: Path) -> bytes:
         if line.startswith("__version__")
     )
     assert "'" not in ENTRY + IN_HEADER + REAP, "the header quotes the entry with apostrophes"
-    header = HEADER.format(
-        version=version,
-        versions=" ".join("python3.%d" % minor for minor in range(14, 5, -1)),
-        entry=ENTRY.format(archive=IN_HEADER, reap=REAP),
-    )
+    lines = (ROOT / "src" / "header.sh").read_text().splitlines(keepends=True)
+    # The first two lines are for whoever looks into the file; the others the shell would read.
+    header = "".join(lines[:2] + [line for line in lines[2:] if not line.strip().startswith("#")])
+    for word, value in {
+        "@version@": version,
+        "@versions@": " ".join("python3.%d" % minor for minor in range(14, 5, -1)),
+        "@entry@": ENTRY.format(archive=IN_HEADER, reap=REAP, copy=COPY),
+        "@sum@": str(sum(FIXED)),
+    }.items():
+        header = header.replace(word, value)
     result = io.BytesIO()
     result.write(header.encode())
     with zipfile.ZipFile(bundle) as shivs, zipfile.ZipFile(result, "a") as ours:
@@ -259,7 +191,7 @@ def entered_straight(bundle: Path) -> bytes:
             for info in shivs.infolist()
             if not info.filename.startswith("_bootstrap/")
         }
-        entries["__main__.py"] = ENTRY.format(archive=IN_ZIPAPP, reap="").encode()
+        entries["__main__.py"] = ENTRY.format(archive=IN_ZIPAPP, reap="", copy="").encode()
         for name in sorted(entries):
             info = zipfile.ZipInfo(name, DATE)
             info.create_system = 3  # Unix, whatever builds it

@@ -556,7 +556,7 @@ class TestForcedToDisk:
         kinds = [call.name[:6] for call in changes]
         count = kinds.index("rename")
         assert count >= 3
-        assert kinds == ["fsync"] * count + ["rename"] * count + ["fsync", "rename"]
+        assert kinds == ["fsync"] * count + ["rename"] * count + ["fsync", "rename", "rename"]
         assert any(MARKER in argument for argument in changes[-1].arguments)
 
 

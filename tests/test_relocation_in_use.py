@@ -22,7 +22,7 @@ FILES = {
     "bin/tool": (b"#!%s/bin/python\nprint()\n" % OLD, OLD, "text"),
     "lib/program": (b"\x7fELF\0%s/lib\0rest\0" % OLD, OLD, "binary"),
     "lib/large.so": (b"x" * WINDOW + b"\0%s/lib:%s\0rest\0" % (OLD, OLD), OLD, "binary"),
-    "share/large.txt": (b"%s/share\n" % OLD + b"y" * WINDOW + OLD, OLD, "text"),
+    "share/large.txt": (b"%s/share\n" % OLD + b"y" * (WINDOW - 1) + b"\n" + OLD, OLD, "text"),
     "share/none": (b"nothing\n", OLD, "text"),
 }
 

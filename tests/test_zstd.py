@@ -184,11 +184,13 @@ def test_window_claimed_by_a_tiny_stream_takes_no_memory(decode, way):
 
 def test_window_beyond_the_memory_limit_names_the_memory(tmp_path, way):
     path = tmp_path / "archive"
+    path.write_bytes(frame(block(b"hello"), window_log=10))
+    with contextlib.closing(Source(os.fsencode(path))) as source:
+        source.peek(512)
+        list(zstd.decode(source))  # what is imported and started now needs no room later
     path.write_bytes(frame(block(b"hello"), window_log=27))
     source = Source(os.fsencode(path))
     source.peek(512)
-    list(zstd.decode(source))  # what is imported and started now needs no room later
-    source.seek(0)
     limits = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         taken = int(file.read().split()[0]) * resource.getpagesize()

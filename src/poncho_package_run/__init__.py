@@ -10,6 +10,11 @@ OURS = b".poncho_package_run_"
 MARKER = b".poncho_package_run_expanded"
 
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .place.copy import Copy
+
+
 class Options:
     """What the command line says (here, because this file is read at every start anyway).
 
@@ -19,6 +24,7 @@ class Options:
         wait_for_lock (float): seconds.
         debug (bool): tell the phases.
         command (list of bytes): argv of the command; may be empty.
+        copy (place.copy.Copy or None): of the environment, if this interpreter is of one.
     """
 
     environment = b""
@@ -26,3 +32,4 @@ class Options:
     wait_for_lock = 300.0
     debug = False
     command = []  # type: list
+    copy: "Copy | None" = None

@@ -93,11 +93,16 @@ def parse(words: list) -> Options:
     return options
 
 
-def main(ignored: int = 0, start: "Callable[[], int] | None" = None) -> None:
+def main(
+    ignored: int = 0,
+    copy: "bytes | None" = None,
+    start: "Callable[[], int] | None" = None,
+) -> None:
     """Do what ``sys.argv`` says; ends the process, or becomes the command.
 
     Args:
-        ignored: the signals that our caller ignores, as in /proc/PID/stat, if that is known.
+        ignored: the signals that our caller ignores, as in /proc/PID/status, if that is known.
+        copy: the private directory of a copy of the environment, of which this interpreter is.
         start: what to do; its result is the exit status.
     """
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
@@ -105,7 +110,13 @@ def main(ignored: int = 0, start: "Callable[[], int] | None" = None) -> None:
         if not ignored >> (number - 1) & 1:
             _signal.signal(number, lambda *_: None)
     try:
-        status = (start or _start)()
+        if copy is not None:
+            from .place.copy import Copy
+
+            with Copy(copy) as Options.copy:
+                status = _start()
+        else:
+            status = (start or _start)()
     except BaseException as error:
         try:
             from .telling.explain import status_of
@@ -127,7 +138,7 @@ def _start() -> int:
     from . import warm
 
     options = parse(sys.argv[1:])
-    if warm.run(options):
+    if options.copy is None and warm.run(options):
         return 0
     import gc
 

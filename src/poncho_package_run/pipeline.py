@@ -39,6 +39,9 @@ def run(options: "Options") -> int:
         prefix = prepared(options.unpack_to, options.environment, options)
     else:
         return run_in_temporary(options)
+    if options.copy is not None:
+        with interruptible():
+            options.copy.leave(prefix)
     if options.command:
         execute(*activated(prefix, options.command, options.debug))
     return 0
@@ -48,16 +51,22 @@ def prepared(path: bytes, archive: "Optional[bytes]", options: "Options") -> byt
     """The prefix of the environment in a directory that is kept; unpacked there if it is empty."""
     directory = locate(path)
     with Report(options.debug) as report, interruptible():
-        if os.path.lexists(directory + b"/" + MARKER):
-            from .place.settle import at_once
 
-            prefix = at_once(directory, archive, report)
-            if prefix is not None:
-                return prefix
+        def found() -> "Optional[bytes]":
+            prefix = ready_prefix(directory, archive)
+            if prefix is None and os.path.lexists(directory + b"/" + MARKER):
+                from .place.settle import at_once
+
+                prefix = at_once(directory, archive, report)
+            return prefix
+
+        prefix = found()
+        if prefix is not None:
+            return prefix
         with Lock(directory, options.wait_for_lock, make=archive is not None) as lock:
             for _ in range(_ROUNDS):
                 with report.phase("lock"):
-                    prefix = lock.wait(lambda: ready_prefix(directory, archive), report.waiting)
+                    prefix = lock.wait(found, report.waiting)
                 if prefix is None:
                     from .place.settle import settle
 
@@ -90,6 +99,8 @@ def run_in_temporary(options: "Options") -> int:
     with Report(options.debug) as report, interruptible(), temporary() as private:
         try:
             prefix = fill(private, options.environment, None, report)
+            if options.copy is not None:
+                options.copy.leave(prefix)
             if not options.command:
                 return 0
             command = activated(prefix, options.command, options.debug)

@@ -25,7 +25,7 @@ if _signal.getsignal(2) is _signal.default_int_handler:
 sys.path.insert(0, sys.argv.pop(1))
 from poncho_package_run.cli import main
 from poncho_package_run.command.resume import resume
-main(int(sys.argv.pop(1)), resume)
+main(int(sys.argv.pop(1)), start=resume)
 """
 
 # The words of the shell are this program, the number of scripts that are done, and the command.
@@ -257,7 +257,7 @@ def _resumption(prefix: bytes, environ: dict, debug: bool, everything: bool) -> 
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     words = [
         os.fsencode(sys.executable),
-        b"-IS",
+        b"-BIS",
         b"-c",
         _RESUME,
         os.fsencode(os.path.dirname(package)),

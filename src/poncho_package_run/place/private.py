@@ -80,6 +80,18 @@ class PrivateDirectory:
                 error.filename = self.path
             raise
 
+    @classmethod
+    def adopted(cls, path: bytes) -> "PrivateDirectory":
+        """One that ``header.sh`` has made for this process."""
+        self = cls.__new__(cls)
+        self._parent = os.path.dirname(path)
+        self._left = False
+        self.path = path
+        self.content = -1
+        self.descriptor = os.open(path, _OPEN)
+        lease(self.descriptor, fcntl.LOCK_SH)
+        return self
+
     @property
     def content_path(self) -> bytes:
         return self.path + b"/" + CONTENT
@@ -216,9 +228,7 @@ def _name(hidden: bool) -> bytes:
 
 def _set_aside(directory: int) -> None:
     try:
-        os.rename(
-            CONTENT, CONTENT + b".removed", src_dir_fd=directory, dst_dir_fd=directory
-        )
+        os.rename(CONTENT, CONTENT + b".removed", src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
         pass  # it is not there, or was set aside by a removal that was killed
 

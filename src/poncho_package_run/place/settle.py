@@ -9,7 +9,7 @@ import errno
 import os
 
 from .. import MARKER
-from ..machine import process
+from ..machine import library, process
 from ..telling.errors import ArchiveError, CannotCreate, Failure, InputOutputError
 from ..telling.failures import located
 from .completion import is_prefix, is_trusted, read_marker, shut, untrusted
@@ -236,6 +236,7 @@ def _set_aside(
             )
         )
     report.warn("{} is damaged: {}; unpacking again".format(name, damage))
+    library.stays(directory)
     with private, report.phase("clear"):
         if beside:
             os.rename(directory, private.content_path)
@@ -292,4 +293,3 @@ def _placeholder_left(prefix: bytes) -> "Optional[bytes]":
         return placeholder_left(handle, prefix, _LOOKED_AT)
     finally:
         os.close(handle)
-

@@ -1,6 +1,7 @@
 """What a failure means to the user: one line on stderr, and an exit status."""
 
 import os
+import sys
 
 from .errors import Failure
 from .failures import located
@@ -18,7 +19,12 @@ def status_of(error: BaseException) -> int:
     if isinstance(error, Failure):
         status, message = error.status, str(error)
     elif isinstance(error, ImportError):
-        raise error  # no module of ours is missing, but the file that they are read from
+        if (error.name or "poncho").startswith("poncho"):
+            raise error  # no module of ours is missing, but the file that they are read from
+        status = 69
+        message = "{} lacks a part of its library: {}; use another Python".format(
+            sys.executable, error
+        )
     elif isinstance(error, MemoryError):
         status, message = 74, "out of memory; give the task more"
     elif isinstance(error, OSError) and error.filename is not None:
