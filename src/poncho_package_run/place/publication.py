@@ -214,4 +214,10 @@ def _mount_points() -> "Set[bytes]":
             fields = [line.split(b" ")[4] for line in file]
     except (OSError, IndexError):
         return set()
-    return {field.decode("unicode_escape").encode("latin-1") for field in fields}
+    return {_unescaped(field) for field in fields}
+
+
+def _unescaped(field: bytes) -> bytes:
+    """A field of proc(5)'s mountinfo, in which blanks and backslashes are octal escapes."""
+    first, *others = field.split(b"\\")
+    return first + b"".join(bytes((int(each[:3], 8),)) + each[3:] for each in others)
