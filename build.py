@@ -90,26 +90,26 @@ for path in os.environ.get("PYTHONPATH", "").split(":"):
 # variables whose names it cannot have (exported functions of bash), every shell sets some anew.
 # Of two words that the header hands on, "PID FD", the first names a process that has the caller's
 # environment still, and lives until the second, a descriptor, is closed.  It also tells which
-# signals the caller ignores (CPython ignores SIGPIPE and SIGXFSZ itself, and forgets what they
-# were) and blocks (dash forgets that when it starts a program).  Without it the second word is the
-# number of ignored signals, as the shell found it out.  A third is the private directory of a copy
-# of the environment, of which this interpreter is.
+# signals the caller ignores: CPython ignores SIGPIPE and SIGXFSZ itself, and forgets what they
+# were.  Without it the second word is this number, as the shell found it out.  Where the shell has
+# started programs, a third word is the mask of the signals that are to be blocked (dash forgets
+# it), and a fourth the private directory of a copy of the environment, with this interpreter.
 IN_HEADER = """\
 import zipimport
 archive = zipimport.zipimporter(sys.argv.pop(1))
-notes = sys.argv.pop(1).split(" ", 2)
+notes = sys.argv.pop(1).split(" ", 3)
 holder, number = notes[:2]
 ignored = int(number)
+if notes[2:]:
+    blocked = int(notes[2], 16)
+    numbers = {each for each in range(1, 65) if blocked >> each - 1 & 1}
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, numbers - {32, 33})
 if holder != "-":
     try:
         with open("/proc/" + holder + "/environ", "rb") as file:
             given = file.read().split(b"\\0")[:-1]
-        with open("/proc/" + holder + "/status", "rb") as file:
-            lines = dict(line.split(b":\\t")[:2] for line in file if line[:3] == b"Sig")
-        ignored, blocked = int(lines[b"SigIgn"], 16), int(lines[b"SigBlk"], 16)
-        if blocked:
-            numbers = [each for each in range(1, 65) if blocked >> each - 1 & 1]
-            _signal.pthread_sigmask(_signal.SIG_BLOCK, set(numbers) - {32, 33})
+        with open("/proc/" + holder + "/stat", "rb") as file:
+            ignored = int(file.read().rpartition(b")")[2].split()[30])
     except OSError:
         ignored = 0
     else:
@@ -129,7 +129,7 @@ except OSError:
     pass
 """
 
-COPY = """, os.fsencode(notes[2]) if notes[2:] else None"""
+COPY = """, os.fsencode(notes[3]) if notes[3:] else None"""
 
 # What is the same in each header of the archives that header.sh makes, for their checksum, which
 # counts itself as eight spaces.

@@ -6,6 +6,11 @@
 # shell would lose of what its caller gave: dash drops variables whose names it cannot have
 # (exported functions of bash), and every shell sets some anew.
 set +eu
+
+# Where nothing but a file system was mounted there may be no /dev/null; then no shell can start
+# anything in the background, either.
+_ppr_null=/dev/null
+[ -e /dev/null ] || _ppr_null=/proc/self/fd/2
 _ppr_entry='@entry@'
 
 # The holder is a child of the shell that only waits, and as a copy of the shell has the environment
@@ -23,7 +28,7 @@ _ppr_holder=
 _ppr_notes='- 0'
 _ppr_in=
 _ppr_out=
-if [ -e /proc/$$/exe ]; then
+if [ -e /proc/$$/exe ] && [ -e /dev/null ]; then
     for _ppr_fd in 3 4 5 6 7 8 9; do
         [ -e "/proc/$$/fd/$_ppr_fd" ] || { _ppr_in=$_ppr_out _ppr_out=$_ppr_fd; }
     done
@@ -31,7 +36,7 @@ fi
 if [ "$_ppr_in" ]; then
     { eval "command exec $_ppr_in<<E
 x
-E"; } 2>/dev/null
+E"; } 2>>"$_ppr_null"
     if [ -p "/proc/$$/fd/$_ppr_in" ]; then
         eval "exec $_ppr_out>/proc/$$/fd/$_ppr_in
         { exec $_ppr_out>&-; read -r _ppr_in; read -r _ppr_in; } <&$_ppr_in $_ppr_in<&- 2>&- &"
@@ -40,7 +45,7 @@ E"; } 2>/dev/null
     eval "exec $_ppr_in<&-"
 fi
 if [ "$_ppr_out" ] && [ ! "$_ppr_holder" ]; then
-    eval "exec $_ppr_out</dev/null"
+    eval "exec $_ppr_out<$_ppr_null"
     _ppr_holder=$(
         {
             exec </proc/self/fd/1 >&-
@@ -50,10 +55,10 @@ if [ "$_ppr_out" ] && [ ! "$_ppr_holder" ]; then
                 _ppr_count=$((_ppr_count + 1))
             done
             read -r _ppr_count
-        } 2>/dev/null &
+        } 2>>"$_ppr_null" &
         echo $!
     )
-    { eval "command exec $_ppr_out>/proc/$_ppr_holder/fd/0"; } 2>/dev/null || {
+    { eval "command exec $_ppr_out>/proc/$_ppr_holder/fd/0"; } 2>>"$_ppr_null" || {
         _ppr_holder=
         eval "exec $_ppr_out>&-"
     }
@@ -70,7 +75,7 @@ else
         trap _ppr_caught=1 ${_ppr_signal%:*} && kill -s ${_ppr_signal%:*} $$
         [ "$_ppr_caught" ] || _ppr_notes="- $((${_ppr_notes#-} + ${_ppr_signal#*:}))"
         trap - ${_ppr_signal%:*}
-    done 2>/dev/null
+    done 2>>"$_ppr_null"
 fi
 
 # -I keeps PYTHON* variables, the working directory and the user's packages out, -S spares the
@@ -79,11 +84,11 @@ _ppr_run() {
     eval 'exec "$_ppr_python" -BIS -c "$_ppr_entry" "$0" "$_ppr_notes" "$@"' "$_ppr_keep"
 }
 for _ppr_python in python3 @versions@ /usr/libexec/platform-python "${0%/*}/python3"; do
-    command -v "$_ppr_python" >/dev/null 2>&1 && _ppr_run "$@"
+    command -v "$_ppr_python" >>"$_ppr_null" 2>&1 && _ppr_run "$@"
 done
 # Beside the file itself, if this is a symlink to it.
 if [ -L "$0" ]; then
-    _ppr_python=$(readlink -f "$0" 2>/dev/null)
+    _ppr_python=$(readlink -f "$0" 2>>"$_ppr_null")
     _ppr_python=${_ppr_python%/*}/python3
     [ -x "$_ppr_python" ] && _ppr_run "$@"
 fi
@@ -99,6 +104,17 @@ _ppr_say() {
 _ppr_give_up() {
     _ppr_say "no Python 3.6 or later on PATH, $1; install one, or name it: python3 $0" 127
 }
+
+# From here on programs are started, which lets dash forget what its caller blocks.
+_ppr_mask=0
+_ppr_uid=0
+[ -r /proc/self/status ] && while read -r _ppr_key _ppr_value _ppr_rest; do
+    case $_ppr_key in
+        SigBlk:) _ppr_mask=$_ppr_value ;;
+        Uid:) _ppr_uid=${_ppr_rest%%[!0-9]*} ;;
+    esac
+done </proc/self/status
+_ppr_notes="$_ppr_notes $_ppr_mask"
 
 # Which are the environment and the directory: the rules of the command line (cli.py).
 _ppr_env=
@@ -152,9 +168,9 @@ fi
 # program but tar.  The tool removes it before the command starts.
 [ -e "$_ppr_env" ] || _ppr_say "$_ppr_env does not exist; check --environment" 66
 [ -f "$_ppr_env" ] || _ppr_give_up "and none can be taken from $_ppr_env, which is no file"
-command -v tar >/dev/null 2>&1 || _ppr_give_up "and no tar to take that of the environment"
-unset TAR_OPTIONS LC_ALL LANG LANGUAGE LC_MESSAGES
-_ppr_tmp=$(cd -P "${TMPDIR:-/tmp}" 2>/dev/null && pwd -P)
+[ "$(command -v tar)" ] || _ppr_give_up "and no tar to take that of the environment"
+_ppr_tmp=
+[ -d "${TMPDIR:-/tmp}" ] && _ppr_tmp=$(cd -P "${TMPDIR:-/tmp}" && pwd -P)
 [ "$_ppr_tmp" ] || _ppr_say "${TMPDIR:-/tmp} is no directory; set TMPDIR to one with room" 73
 
 # Signals end it once tar has ended, and nothing is left; a second one does at once.
@@ -163,27 +179,25 @@ _ppr_tar=
 _ppr_note() {
     [ "$_ppr_caught" ] && exit $((128 + $1))
     _ppr_caught=$1
-    [ "$_ppr_tar" ] && kill "$_ppr_tar" 2>/dev/null
+    [ "$_ppr_tar" ] && kill "$_ppr_tar" 2>>"$_ppr_null"
 }
 for _ppr_signal in HUP:1 INT:2 QUIT:3 TERM:15; do
     trap "_ppr_note ${_ppr_signal#*:}" "${_ppr_signal%:*}"
-done 2>/dev/null
+done 2>>"$_ppr_null"
 _ppr_clean() {
-    if command -v rm >/dev/null 2>&1; then
+    if [ "$(command -v rm)" ]; then
         rm -rf "$_ppr_copy"
-    else # with GNU tar; others leave it to a later run
-        tar -cf /dev/null --remove-files -C "$_ppr_tmp" "./$_ppr_name"
-    fi 2>/dev/null
+    elif [ "$(command -v busybox)" ]; then
+        busybox rm -rf "$_ppr_copy"
+    elif [ -e /dev/null ]; then # with GNU tar; others leave it to a later run
+        TAR_OPTIONS= tar -cf /dev/null --remove-files -C "$_ppr_tmp" "./$_ppr_name"
+    fi 2>>"$_ppr_null"
     [ "$_ppr_caught" ] && exit $((128 + _ppr_caught))
 }
 
-# A name that nobody can foresee, and what tells others whether this process lives.
-_ppr_uid=0
-while read -r _ppr_key _ _ppr_value _; do
-    [ "$_ppr_key" = Uid: ] && _ppr_uid=$_ppr_value
-done 2>/dev/null </proc/self/status
+# A name that nobody can foresee, and then what tells others whether this process lives.
 _ppr_random=$$
-read -r _ppr_random 2>/dev/null </proc/sys/kernel/random/uuid
+[ -r /proc/sys/kernel/random/uuid ] && read -r _ppr_random </proc/sys/kernel/random/uuid
 _ppr_name=poncho_package_run-$_ppr_uid-
 _ppr_sum=0
 while [ "$_ppr_random" ]; do
@@ -225,8 +239,8 @@ _ppr_archive() {
 }
 (
     umask 077
-    _ppr_archive "$_ppr_name/env" | tar -xmof - -C "$_ppr_tmp"
-) >/dev/null 2>&1
+    _ppr_archive "$_ppr_name/env" | TAR_OPTIONS= tar -xmof - -C "$_ppr_tmp"
+) >>"$_ppr_null" 2>&1
 if [ ! -d "$_ppr_copy/env" ] || [ -L "$_ppr_copy" ] || [ ! -O "$_ppr_copy" ]; then
     _ppr_say "cannot make a directory in $_ppr_tmp; set TMPDIR to one with room" 73
 fi
@@ -234,7 +248,7 @@ fi
 # The owner's file: see machine/process.py.  Only a symlink names a namespace, and only tar reads it.
 _ppr_line() {
     _ppr_value=
-    read -r _ppr_value 2>/dev/null <"$1"
+    [ -r "$1" ] && read -r _ppr_value 2>>"$_ppr_null" <"$1"
     case $_ppr_value in
         '' | *[!A-Za-z0-9._-]*) _ppr_value=null ;;
         *) _ppr_value="\"$_ppr_value\"" ;;
@@ -248,11 +262,9 @@ _ppr_space() {
         _ppr_value="\"$1:[${_ppr_value%%]*}]\""
     fi
 }
-{
-    _ppr_links=$(tar -cf - -C /proc/self/ns pid time)
-    _ppr_start=
-    read -r _ppr_start </proc/$$/stat
-} 2>/dev/null
+_ppr_links=$({ TAR_OPTIONS= tar -cf - -C /proc/self/ns pid time; } 2>>"$_ppr_null")
+_ppr_start=
+[ -r /proc/$$/stat ] && read -r _ppr_start </proc/$$/stat
 _ppr_line /proc/sys/kernel/random/boot_id
 _ppr_owner="{\"boot_id\": $_ppr_value"
 _ppr_line /proc/sys/kernel/hostname
@@ -274,7 +286,7 @@ _ppr_twentieth() {
     umask 077
     set -C
     echo "$_ppr_owner" >"$_ppr_copy/.poncho_package_run_owner"
-) 2>/dev/null || {
+) 2>>"$_ppr_null" || {
     _ppr_clean
     _ppr_say "cannot write $_ppr_copy; set TMPDIR to a directory with room" 74
 }
@@ -283,7 +295,7 @@ _ppr_twentieth() {
 [ "$_ppr_caught" ] && _ppr_clean
 # Not every tar knows a compression by itself, and what is half of most environments is not needed.
 _ppr_how=
-IFS= read -r _ppr_how 2>/dev/null <"$_ppr_env"
+IFS= read -r _ppr_how 2>>"$_ppr_null" <"$_ppr_env"
 case $_ppr_how in
     "$(printf '\037\213')"*) _ppr_how=z ;;
     BZh*) _ppr_how=j ;;
@@ -294,11 +306,16 @@ _ppr_less=-o
 case $(tar --version 2>&1) in
     *GNU* | *bsdtar*) _ppr_less='--exclude=*/site-packages/*' ;;
 esac
-tar "-xo${_ppr_how}f" "$_ppr_env" -C "$_ppr_copy/env" "$_ppr_less" \
-    </dev/null >/dev/null 2>"$_ppr_copy/said" &
-_ppr_tar=$!
-wait "$_ppr_tar"
-[ "$_ppr_caught" ] && wait "$_ppr_tar" 2>/dev/null
+if [ -e /dev/null ]; then
+    TAR_OPTIONS= LC_ALL=C tar "-xo${_ppr_how}f" "$_ppr_env" -C "$_ppr_copy/env" "$_ppr_less" \
+        2>"$_ppr_copy/said" &
+    _ppr_tar=$!
+    wait "$_ppr_tar" 2>>"$_ppr_null" # some shells tell how it ended
+else
+    TAR_OPTIONS= LC_ALL=C tar "-xo${_ppr_how}f" "$_ppr_env" -C "$_ppr_copy/env" "$_ppr_less" \
+        2>"$_ppr_copy/said"
+fi
+[ "$_ppr_caught" ] && [ "$_ppr_tar" ] && wait "$_ppr_tar" 2>>"$_ppr_null"
 _ppr_tar=
 [ "$_ppr_caught" ] && _ppr_clean
 
@@ -314,7 +331,7 @@ if _ppr_find "$_ppr_copy/env"; then
     _ppr_why="and that of $_ppr_env does not run here: ${_ppr_why%%"
 "*}"
 elif [ -s "$_ppr_copy/said" ]; then
-    read -r _ppr_why <"$_ppr_copy/said"
+    while read -r _ppr_why && [ ! "$_ppr_why" ]; do :; done <"$_ppr_copy/said"
     _ppr_why="and none comes out of $_ppr_env: $_ppr_why"
 fi
 _ppr_clean

@@ -9,10 +9,9 @@ OURS = b".poncho_package_run_"
 # is complete to both.
 MARKER = b".poncho_package_run_expanded"
 
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .place.copy import Copy
+    from typing import Any
 
 
 class Options:
@@ -32,4 +31,4 @@ class Options:
     wait_for_lock = 300.0
     debug = False
     command = []  # type: list
-    copy: "Copy | None" = None
+    copy: "Any" = None
