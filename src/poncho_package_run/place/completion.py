@@ -81,7 +81,7 @@ def _is_plain(directory: bytes) -> bool:
     That is not to be relocated, nor being unpacked: by us, where what is published inside the
     directory is looked for last, or by the CCTools script, which holds a lock.
     """
-    if _exists(directory + b"/bin/conda-unpack") or not is_prefix(directory):
+    if exists(directory + b"/bin/conda-unpack") or not is_prefix(directory):
         return False
     try:
         handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -93,7 +93,7 @@ def _is_plain(directory: bytes) -> bool:
         return False
     except OSError:
         pass  # no locks here, or not to be opened: nobody to wait for
-    return not _exists(directory + b"/" + PUBLISHING) and not _exists(directory + b"/" + MARKER)
+    return not exists(directory + b"/" + PUBLISHING) and not exists(directory + b"/" + MARKER)
 
 
 def _has(marker: bytes, path: str) -> bool:
@@ -180,13 +180,14 @@ def untrusted(path: bytes) -> Exception:
 def is_prefix(directory: bytes) -> bool:
     """Whether a directory is an environment's own: has conda-meta, bin/activate or pyvenv.cfg."""
     return any(
-        _exists(directory + name) for name in (b"/conda-meta", b"/bin/activate", b"/pyvenv.cfg")
+        exists(directory + name) for name in (b"/conda-meta", b"/bin/activate", b"/pyvenv.cfg")
     )
 
 
-def _exists(path: bytes) -> bool:
+def exists(path: bytes) -> bool:
+    """Whether there is something at a path; True also if nobody can tell (an I/O error)."""
     try:
         os.lstat(path)
         return True
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno not in _NONE

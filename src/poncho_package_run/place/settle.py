@@ -12,7 +12,7 @@ from .. import MARKER
 from ..machine import library, process
 from ..telling.errors import ArchiveError, CannotCreate, Failure, InputOutputError
 from ..telling.failures import located
-from .completion import is_prefix, is_trusted, read_marker, shut, untrusted
+from .completion import exists, is_prefix, is_trusted, read_marker, shut, untrusted
 from .marker import facts, is_unproven, join, parse, prefix_of, put, relocated, root_of, take_effect
 from .prefix import find_prefix
 from .private import PrivateDirectory
@@ -91,7 +91,7 @@ def _unmarked(directory: bytes, archive: "Optional[bytes]", report: "Report") ->
         return None
     root = _root(directory, archive)
     prefix = join(directory, root)
-    if os.path.lexists(prefix + b"/bin/conda-unpack"):
+    if exists(prefix + b"/bin/conda-unpack"):
         found = facts(directory, root, directory, None, None, None)
         if not _relocate(directory, root, found, None, report):
             packed = _placeholder_left(prefix)

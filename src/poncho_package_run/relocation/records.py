@@ -4,6 +4,7 @@ The script is Python, written by conda-pack (its core.py has the template): amon
 stands one list, with a tuple ``(path, placeholder, mode)`` on each line.
 """
 
+import errno
 import os
 import stat
 
@@ -21,6 +22,10 @@ SCRIPT = b"bin/conda-unpack"
 _BEGIN, _END = b"_prefix_records = [\n", b"]"
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
+# What open(2) says where there is none: nothing, a symlink, a socket.  Other errors say that nobody
+# can tell, and an environment that is taken for relocated once is never relocated any more.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO)
+
 # A record has two paths: a line is longer only if it is meant to be.  90,000 records fit, and no
 # list that grows with the records can outgrow the script.
 _LINE_LIMIT = 1 << 16
@@ -36,12 +41,16 @@ def records(directory: int) -> "Iterator[Tuple[bytes, bytes, bool]]":
 
     Raises:
         ArchiveError: a record is malformed, or names something outside the environment.
+        OSError: nobody can tell whether there are any.
     """
     directories = Directories(directory)
     try:
         handle = os.open(b"conda-unpack", _OPEN, dir_fd=directories.of(b"bin"))
-    except OSError:  # none, or no file: an environment that needs no relocation
-        return
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return  # an environment that needs no relocation
+        error.filename = SCRIPT
+        raise
     finally:
         directories.close()
     status = os.fstat(handle)
