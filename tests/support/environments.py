@@ -358,7 +358,12 @@ class Environment:
         self.prefix = directory / "environment"
 
     def archive(
-        self, format: str = "tar.gz", n_threads: int = 1, scripts: bool = True, **options: Any
+        self,
+        format: str = "tar.gz",
+        n_threads: int = 1,
+        scripts: bool = True,
+        cleaned: bool = False,
+        **options: Any,
     ) -> Path:
         """The archive that conda_pack.pack makes.
 
@@ -368,15 +373,23 @@ class Environment:
 
         Args:
             scripts: False leaves the activation scripts out.
+            cleaned: pack as if the package cache was gone ("conda clean -a").
             options: further arguments of conda_pack.pack.
         """
-        what = json.dumps([n_threads, scripts, sorted(options.items())])
+        what = json.dumps([n_threads, scripts, cleaned, sorted(options.items())])
         name = f"{format}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
         folder = self.directory / "archives" / name
         path = folder / f"environment.{format}"
         with _locked(self.directory):
             if not folder.exists():
-                self._pack(folder, format, n_threads, scripts, options)
+                cache, gone = self.directory / "pkgs", self.directory / "pkgs.gone"
+                if cleaned:
+                    cache.rename(gone)
+                try:
+                    self._pack(folder, format, n_threads, scripts, options)
+                finally:
+                    if cleaned:
+                        gone.rename(cache)
         return path
 
     def _pack(

@@ -60,15 +60,20 @@ def random_case(rng: random.Random, large: bool) -> Case:
     return Case(data, prefix, records)
 
 
-def ours(case: Case, previous: Optional[bytes] = None) -> bytes:
+def ours(case: Case, previous: Optional[bytes] = None, wide: Optional[int] = None) -> bytes:
     """What the tool makes of a file, in the file system.
+
+    Args:
+        wide: the bytes for which a string has room, if not those of what is replaced.
 
     Raises:
         edits.TooLong: a placeholder has no room for the prefix.
     """
     asked: dict[edits.Edit, None] = {}
     for placeholder, binary in case.records:
-        asked.update(dict.fromkeys(edits.edits_of(placeholder, binary, case.prefix, previous)))
+        room = (wide or len(placeholder)) * binary
+        found = edits.edits_of(placeholder, binary, room, case.prefix, previous)
+        asked.update(dict.fromkeys(found))
     merged = sorted(asked, key=lambda edit: edit[0] != previous)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as file:
         directory = os.open(folder, os.O_RDONLY)

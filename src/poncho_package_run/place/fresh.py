@@ -2,7 +2,7 @@
 
 import os
 
-from ..relocation.elsewhere import packed_for
+from ..relocation.elsewhere import left_behind, packed_for
 from ..relocation.relocate import relocate
 from ..telling.errors import ArchiveError
 from ..telling.refusal import check_prefix
@@ -64,6 +64,8 @@ def relocate_fresh(
     try:
         previous = prefix_of(packed) if packed else None
         report.records = relocate(own, prefix, previous, rewritten, tree.overlap)
+        if report.debug:
+            report.left = left_behind(own, prefix)
         elsewhere = packed_for(own)
     finally:
         os.close(own)

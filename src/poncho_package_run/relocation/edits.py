@@ -69,13 +69,12 @@ class TooLong(Exception):
 
 
 def edits_of(
-    placeholder: bytes, binary: bool, prefix: bytes, previous: "Optional[bytes]"
+    placeholder: bytes, binary: bool, room: int, prefix: bytes, previous: "Optional[bytes]"
 ) -> "List[Edit]":
     """What one record asks for; what the environment was relocated to before comes first.
 
     That may contain the placeholder, which then is not to be found in it.
     """
-    room = len(placeholder) if binary else 0
     edits = [(placeholder, binary, room)]
     if previous is not None and previous != placeholder and not len(previous) > room > 0:
         edits.insert(0, (previous, binary, room if binary else PATH))
@@ -120,7 +119,7 @@ def changes(content: "Union[bytes, Contents]", edit: "Edit", prefix: bytes) -> "
     sought, binary, room = edit
     if room == PATH:
         for found in _occurrences(content, sought, prefix):
-            if _is_path(content, found, found + len(sought)):
+            if _is_path(content, found, sought):
                 yield found, len(sought), prefix
         return
     if not binary:
@@ -165,11 +164,13 @@ def _replaced_text(
         found = next(_occurrences(content, sought, prefix, found + size), -1)
 
 
-def _is_path(content: "Union[bytes, Contents]", start: int, stop: int) -> bool:
+def _is_path(content: "Union[bytes, Contents]", start: int, sought: bytes) -> bool:
     """Whether what stands there is a path, or begins one: not part of another (``/usr/bin/env``,
-    ``/env-data``). It may follow a flag of one letter (``-L``), or the ``//`` of a URL.
+    ``/env-data``). It may follow a flag of one letter (``-L``), the ``//`` of a URL, or the dot of
+    what lies below another root (``./opt/env``, in Python's own list of how it was built).
     """
     around = content.around if isinstance(content, Contents) else content.__getitem__
+    stop = start + len(sought)
     before, behind = around(slice(max(0, start - 2), start)), around(slice(stop, stop + 1))
     if behind and behind in _WORD:
         return False
@@ -179,6 +180,7 @@ def _is_path(content: "Union[bytes, Contents]", start: int, stop: int) -> bool:
         or (last not in _WORD and last != b"/")
         or before == b"//"
         or (before[:1] == b"-" and last.isalpha())
+        or (last == b"." and before[:1] not in _WORD and b"/" in sought[1:])
     )
 
 
@@ -209,6 +211,16 @@ def _filled_up(
 def holds(content: "Union[bytes, Contents]", edits: "Edits", prefix: bytes) -> bool:
     """Whether there is anything to replace."""
     return any(next(changes(content, edit, prefix), None) is not None for edit in edits)
+
+
+def strings(content: "Union[bytes, Contents]", sought: bytes, prefix: bytes) -> int:
+    """The number of strings in a binary file in which ``sought`` stands."""
+    count = end = 0
+    for found in _occurrences(content, sought, prefix):
+        if 0 <= end <= found:
+            count += 1
+            end = content.find(b"\0", found + len(sought))
+    return count
 
 
 def _occurrences(

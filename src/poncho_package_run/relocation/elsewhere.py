@@ -5,7 +5,7 @@ import stat
 
 from ..machine.signals import check
 from ..tree.directories import Directories
-from .edits import Contents, edits_of, holds
+from .edits import Contents, edits_of, holds, strings
 from .records import records
 from .relocate import open_record
 
@@ -36,11 +36,11 @@ def placeholder_left(directory: int, prefix: bytes, limit: int) -> "Optional[byt
     """
     directories = Directories(directory)
     try:
-        for number, (path, placeholder, binary) in enumerate(records(directory)):
+        for number, (path, placeholder, binary, room) in enumerate(records(directory)):
             opened = open_record(path, directories, os.O_RDONLY) if number < limit else None
             if opened is not None:
                 try:
-                    edits = edits_of(placeholder, binary, prefix, None)
+                    edits = edits_of(placeholder, binary, room, prefix, None)
                     if holds(Contents(opened[0], check), edits, prefix):
                         return placeholder
                 finally:
@@ -48,6 +48,34 @@ def placeholder_left(directory: int, prefix: bytes, limit: int) -> "Optional[byt
     finally:
         directories.close()
     return None
+
+
+def left_behind(directory: int, prefix: bytes) -> int:
+    """The number of strings that name where the environment was packed, and have no padding.
+
+    Of the files that have no record of conda-pack's (see ``unrecorded``): what looks like such a
+    string and is not padded as conda pads it was not made by conda, and is left as it is.
+
+    Args:
+        directory: descriptor of the environment's prefix directory.
+        prefix: what it was relocated to.
+
+    Raises:
+        As ``placeholder_left``.
+    """
+    count = 0
+    directories = Directories(directory)
+    try:
+        for path, packed, _, room in records(directory):
+            opened = open_record(path, directories, os.O_RDONLY) if room > len(packed) else None
+            if opened is not None:
+                try:
+                    count += strings(Contents(opened[0], check), packed, prefix)
+                finally:
+                    os.close(opened[0])
+    finally:
+        directories.close()
+    return count
 
 
 def packed_for(directory: int) -> "Optional[bytes]":

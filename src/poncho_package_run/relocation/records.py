@@ -1,5 +1,7 @@
 """The prefix records of ``bin/conda-unpack``, read as data; no line of that script is run.
 
+Behind them come those that conda-pack should have made (see ``unrecorded``).
+
 The script is Python, written by conda-pack (its core.py has the template): among its code
 stands one list, with a tuple ``(path, placeholder, mode)`` on each line.
 """
@@ -12,10 +14,13 @@ from ..telling.errors import ArchiveError
 from ..telling.messages import printable
 from ..tree.directories import Directories, components
 from ..tree.names import is_ours
+from .unrecorded import Unrecorded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Iterator, Tuple
+
+    from .unrecorded import Record
 
 SCRIPT = b"bin/conda-unpack"
 
@@ -33,15 +38,17 @@ _SCRIPT_LIMIT = 32 << 20
 _PATH_LIMIT = 4096
 
 
-def records(directory: int) -> "Iterator[Tuple[bytes, bytes, bool]]":
-    """The (path, placeholder, is it binary) of each record; none without a script of conda-pack.
+def records(directory: int) -> "Iterator[Record]":
+    """The (path, placeholder, is it binary, bytes that this has room for in a string) of each.
+
+    None without a script of conda-pack.
 
     Args:
         directory: descriptor of the environment's directory.
 
     Raises:
         ArchiveError: a record is malformed, or names something outside the environment.
-        OSError: nobody can tell whether there are any.
+        OSError: nobody can tell what there is.
     """
     directories = Directories(directory)
     try:
@@ -57,6 +64,7 @@ def records(directory: int) -> "Iterator[Tuple[bytes, bytes, bool]]":
     if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         return
+    unrecorded = Unrecorded(directory)
     with open(handle, "rb") as script:
         if status.st_size > _SCRIPT_LIMIT:
             raise malformed("a list of records of more than {} bytes".format(_SCRIPT_LIMIT))
@@ -70,6 +78,7 @@ def records(directory: int) -> "Iterator[Tuple[bytes, bytes, bool]]":
                 # All but a few: twenty times quicker than a parse (thousands of records).
                 _, path, _, placeholder, _, mode, _ = fields
             elif line.rstrip() == _END:
+                yield from unrecorded.records()
                 return
             elif line.strip():
                 path, placeholder, mode = _parsed(line)
@@ -83,7 +92,9 @@ def records(directory: int) -> "Iterator[Tuple[bytes, bytes, bool]]":
                 if is_ours(b"/".join(parts)):
                     raise malformed("the record of " + printable(path) + ", a file of this tool,")
                 path = b"/".join(parts)
-            yield path, placeholder, mode == b"binary"
+            binary = mode == b"binary"
+            unrecorded.passes(path, placeholder, binary)
+            yield path, placeholder, binary, len(placeholder) if binary else 0
     raise malformed("a list of records without an end")
 
 

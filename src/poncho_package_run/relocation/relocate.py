@@ -122,12 +122,12 @@ def batches(
             files[path] = sorted(merged, key=lambda edit: edit[0] != previous)
         return count, files
 
-    for path, placeholder, binary in records(directory):
+    for path, placeholder, binary, room in records(directory):
         # Of thousands of records most have the same to replace: they share the list.
-        if (placeholder, binary) != last:
-            last = placeholder, binary
+        if (placeholder, room) != last:
+            last = placeholder, room
             size += len(placeholder)
-            edits = edits_of(placeholder, binary, prefix, previous)
+            edits = edits_of(placeholder, binary, room, prefix, previous)
         before = files.setdefault(path, edits)
         # Two packages that own one path have a record each; one replacement is all it takes.
         if before is not edits:

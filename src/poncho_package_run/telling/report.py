@@ -20,13 +20,13 @@ class Report:
 
     Attributes:
         debug (bool): also say what each phase took, and sum up.
-        files, bytes, records (int): for the summary: what was written, and how many prefix
-            records were rewritten.
+        files, bytes, records, left (int): for the summary: what was written, how many prefix
+            records were rewritten, and how many strings were left that name another prefix.
     """
 
     def __init__(self, debug: bool = False) -> None:
         self.debug = debug
-        self.files = self.bytes = self.records = 0
+        self.files = self.bytes = self.records = self.left = 0
         self._seconds = 0.0  # of all phases: the command's own time is none of it
         self._phase_began = time.monotonic()
         self._due = self._phase_began + _FIRST
@@ -50,8 +50,12 @@ class Report:
         self.erase()
         if self.debug and kind is None:
             warn(
-                "{} files, {} bytes, {} records in {:.3f} seconds".format(
-                    self.files, self.bytes, self.records, self._seconds
+                "{} files, {} bytes, {} records{} in {:.3f} seconds".format(
+                    self.files,
+                    self.bytes,
+                    self.records,
+                    ", {} strings without padding left".format(self.left) if self.left else "",
+                    self._seconds,
                 )
             )
 
