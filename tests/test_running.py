@@ -171,7 +171,7 @@ class TestForwarding:
             "supervise._HOUR = 0.1\n"
             "calls = []\n"
             "command = [b'/bin/sh', b'-c', b'sleep 1; exit 3']\n"
-            "status = supervise.supervise(command, {}, b'', False, None, lambda: calls.append(1))\n"
+            "status = supervise.supervise(command, {}, b'', False, (), lambda: calls.append(1))\n"
             "assert status == 3, status\n"
             "assert 5 <= len(calls) <= 10, calls\n"
         )

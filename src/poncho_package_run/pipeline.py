@@ -104,7 +104,7 @@ def run_in_temporary(options: "Options") -> int:
             if not options.command:
                 return 0
             command = activated(prefix, options.command, options.debug)
-            return supervise(*command, private.descriptor, private.touch)
+            return supervise(*command, private.leases, private.touch)
         finally:
             with report.phase("remove"):
                 private.remove()
@@ -147,7 +147,10 @@ def fill(
                     members = archive.members(report.progress, lambda: tree.holds_environment)
                     tree.unpack(members, archive.writers)
             with report.phase("relocate"):
-                root = relocate_fresh(content, tree, final, source.name, manifest, report)
+                shorter = private.shorter if directory is None else None
+                final, root = relocate_fresh(
+                    content, tree, final, source.name, manifest, report, shorter
+                )
             tree.set_attributes()
             report.files, report.bytes = tree.files, tree.bytes
         if manifest is not None:

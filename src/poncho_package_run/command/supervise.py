@@ -11,7 +11,7 @@ from .execute import execute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Optional
+    from typing import Callable, Optional, Sequence
 
 # Not to be forwarded, as in tini and dumb-init: news of the child, faults of our own, what
 # nobody can catch, and the terminal's word that we are in the background.
@@ -37,7 +37,7 @@ def supervise(
     environ: dict,
     folder: bytes,
     debug: bool,
-    lease: "Optional[int]" = None,
+    leases: "Sequence[int]" = (),
     hourly: "Optional[Callable[[], object]]" = None,
 ) -> int:
     """Run the command in a child and wait for it, as if it were this process.
@@ -48,7 +48,7 @@ def supervise(
 
     Args:
         command, environ, folder, debug: as for ``execute``.
-        lease: a descriptor that the command and what it starts are to hold open.
+        leases: descriptors that the command and what it starts are to hold open.
         hourly: called about once an hour, where the system can wait for signals that long.
 
     Returns:
@@ -81,7 +81,7 @@ def supervise(
             try:
                 if reaped_by_kernel:
                     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-                _prepare(mask, lease)
+                _prepare(mask, leases)
                 execute(command, environ, folder, debug)
             except BaseException as error:
                 # Nobody reads before we end: more than this might not fit into a pipe.
@@ -99,7 +99,7 @@ def supervise(
     return status
 
 
-def _prepare(mask: set, lease: "Optional[int]") -> None:
+def _prepare(mask: set, leases: "Sequence[int]") -> None:
     """In the child: undo what is ours."""
     # (Those that CPython ignored have a handler that does nothing: a message of the child's may
     # meet a stderr that nobody reads.)
@@ -107,7 +107,7 @@ def _prepare(mask: set, lease: "Optional[int]") -> None:
         if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN):
             # A handler of ours must not run in the child once the mask lets signals through.
             signal.signal(number, signal.SIG_DFL)
-    if lease is not None:
+    for lease in leases:
         # Where the caller has closed it the lease may be standard input.  The copy is inherited,
         # and out of the way of descriptors that are passed by number.
         fcntl.fcntl(lease, fcntl.F_DUPFD, 10)

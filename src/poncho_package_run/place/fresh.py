@@ -4,7 +4,7 @@ import os
 
 from ..relocation.elsewhere import left_behind, packed_for
 from ..relocation.relocate import relocate
-from ..telling.errors import ArchiveError
+from ..telling.errors import ArchiveError, RelocationError
 from ..telling.refusal import check_prefix
 from .marker import join, parse, prefix_of
 from .prefix import check_python, find_prefix
@@ -25,7 +25,8 @@ def relocate_fresh(
     name: str,
     manifest: "Optional[Manifest]",
     report: "Report",
-) -> bytes:
+    shorter: "Optional[Callable[[], Optional[bytes]]]" = None,
+) -> "Tuple[bytes, bytes]":
     """Relocate what was unpacked to where it will be used.
 
     Args:
@@ -33,9 +34,11 @@ def relocate_fresh(
         tree: what unpacked it.
         final: the path that the directory will have, absolute and real.
         name: the archive's, for messages.
+        shorter: makes a path of fewer bytes that leads to the directory, in case that the
+            placeholder of some record has no room for this one.
 
     Returns:
-        Where below the directory the environment lies.
+        The path by which the directory is used, and where below it the environment lies.
 
     Raises:
         ArchiveError: there is none, or one that can never run, or a malformed one.
@@ -63,7 +66,15 @@ def relocate_fresh(
     own = os.open(root or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=content)
     try:
         previous = prefix_of(packed) if packed else None
-        report.records = relocate(own, prefix, previous, rewritten, tree.overlap)
+        try:
+            report.records = relocate(own, prefix, previous, rewritten, tree.overlap)
+        except RelocationError:
+            short = shorter() if shorter is not None and previous is None else None
+            if short is None:
+                raise
+            # What was relocated by then names the other path, which is as good.
+            final, long, prefix = short, prefix, join(short, root)
+            report.records = relocate(own, prefix, long, rewritten, tree.overlap)
         if report.debug:
             report.left = left_behind(own, prefix)
         elsewhere = packed_for(own)
@@ -76,4 +87,4 @@ def relocate_fresh(
                 name, os.fsdecode(elsewhere or b""), os.fsdecode(prefix)
             )
         )
-    return root
+    return final, root

@@ -25,7 +25,7 @@ from .completion import shut
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import List, Optional
 
 OWNER = OURS + b"owner"
 CONTENT = b"env"
@@ -60,6 +60,7 @@ class PrivateDirectory:
     def __init__(self, parent: bytes, hidden: bool = True) -> None:
         self._parent = parent
         self._left = False
+        self._short: Optional[PrivateDirectory] = None
         self.descriptor = self.content = -1
         # No signal comes between this and the context that removes it: see machine.signals.
         self.path = parent + b"/" + _name(hidden) + os.urandom(4).hex().encode()
@@ -86,6 +87,7 @@ class PrivateDirectory:
         self = cls.__new__(cls)
         self._parent = os.path.dirname(path)
         self._left = False
+        self._short = None
         self.path = path
         self.content = -1
         self.descriptor = os.open(path, _OPEN)
@@ -104,15 +106,42 @@ class PrivateDirectory:
         if isinstance(error, OSError):
             raise located(error, self.path)
 
+    @property
+    def leases(self) -> "List[int]":
+        """Descriptors that whoever uses the content has to hold open."""
+        return [self.descriptor] + (self._short.leases if self._short is not None else [])
+
+    def shorter(self) -> "Optional[bytes]":
+        """A path of few bytes that leads to the content while this exists; None if there is none.
+
+        It is a symlink, in a private directory in TMPDIR or ``/tmp``.
+        """
+        for parent in sorted({b"/tmp", os.path.realpath(_tmpdir())}, key=len):
+            if len(parent) >= len(self._parent):
+                break
+            try:
+                short = self._short = PrivateDirectory(parent, hidden=False)
+                os.rmdir(CONTENT, dir_fd=short.descriptor)
+                os.symlink(self.content_path, CONTENT, dir_fd=short.descriptor)
+                short.sweep()
+                return short.content_path
+            except OSError:
+                continue  # it may not be written, or is full: the other one may do
+        return None
+
     def touch(self) -> None:
         """Say that the owner lives."""
         try:
             os.utime(OWNER, dir_fd=self.descriptor)
         except OSError:
             pass  # it has been removed under us: what is lost is lost
+        if self._short is not None:
+            self._short.touch()
 
     def remove(self) -> None:
         """Remove it as far as that can be; the lease ends last."""
+        if self._short is not None:
+            self._short.remove()
         if not self._left:
             _remove(self.path, self.descriptor)
         for handle in (self.content, self.descriptor):
@@ -164,7 +193,7 @@ def temporary() -> PrivateDirectory:
         CannotCreate: TMPDIR does not exist or may not be written.
         InputOutputError: it is full.
     """
-    parent = os.environb.get(b"TMPDIR") or b"/tmp"
+    parent = _tmpdir()
     try:
         parent = os.path.realpath(parent)
         return PrivateDirectory(parent, hidden=False)
@@ -173,6 +202,10 @@ def temporary() -> PrivateDirectory:
             "cannot make a temporary directory in {}: {}; set TMPDIR to a directory with "
             "room".format(os.fsdecode(parent), error.strerror)
         )
+
+
+def _tmpdir() -> bytes:
+    return os.environb.get(b"TMPDIR") or b"/tmp"
 
 
 def owner(directory: int) -> "Optional[process.Process]":
