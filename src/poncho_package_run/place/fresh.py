@@ -8,6 +8,7 @@ from ..telling.errors import ArchiveError, RelocationError
 from ..telling.refusal import check_prefix
 from .marker import join, parse, prefix_of
 from .prefix import check_python, find_prefix
+from .requirements import glibc_wanted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def relocate_fresh(
         if report.debug:
             report.left = left_behind(own, prefix)
         elsewhere = packed_for(own)
+        wanted = glibc_wanted(own)
     finally:
         os.close(own)
     if elsewhere not in (None, prefix, previous):
@@ -87,4 +89,6 @@ def relocate_fresh(
                 name, os.fsdecode(elsewhere or b""), os.fsdecode(prefix)
             )
         )
+    if wanted is not None:
+        report.warn(wanted)
     return final, root

@@ -5,7 +5,9 @@ import os
 import stat
 import sys
 
+from ..machine.architecture import HEAD, foreign
 from ..telling.errors import ArchiveError
+from ..telling.failures import wrong_machine
 from ..telling.messages import printable
 from ..tree.names import is_ours
 
@@ -78,6 +80,7 @@ def check_python(directory: int, prefix: bytes, final: bytes) -> None:
 
     Raises:
         ArchiveError: it can never run; the message says why, and what to do.
+        RelocationError: it is for another kind of machine.
         OSError: a directory cannot be read.
     """
     path = os.path.join(prefix, b"bin/python")
@@ -91,7 +94,8 @@ def check_python(directory: int, prefix: bytes, final: bytes) -> None:
             return
         what = "leads to {}, which is not {}".format(
             printable(target),
-            "on this machine: install that, or pack an environment with a Python of its own"
+            "on this machine: install that, or pack a Conda environment, which carries its Python "
+            "(--help-env-creation)"
             if target[:1] == b"/"
             else "in the archive; pack the environment again",
         )
@@ -104,8 +108,22 @@ def check_python(directory: int, prefix: bytes, final: bytes) -> None:
             mode = stat.S_IMODE(status.st_mode)
             what = "has lost its x bit (mode {:o}); pack it with conda-pack".format(mode)
         else:
+            _check_machine(directory, path)
             return
     raise ArchiveError("the environment's {} {}".format(printable(path), what))
+
+
+def _check_machine(directory: int, path: bytes) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except PermissionError:
+        return  # it may be run all the same
+    try:
+        found = foreign(os.read(handle, HEAD))
+    finally:
+        os.close(handle)
+    if found is not None:
+        raise wrong_machine(path, *found)
 
 
 def _missing(directory: int, path: bytes, final: bytes) -> bytes:

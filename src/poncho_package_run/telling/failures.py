@@ -3,7 +3,7 @@
 import errno
 import os
 
-from .errors import CannotCreate, Failure, InputOutputError
+from .errors import CannotCreate, Failure, InputOutputError, RelocationError
 from .messages import printable
 
 TYPE_CHECKING = False
@@ -90,3 +90,11 @@ def _room(directory: int, needed: "Optional[int]") -> str:
     except OSError:
         pass  # no descriptor, or a file system that cannot say
     return " ({})".format(", ".join(parts)) if parts else ""
+
+
+def wrong_machine(path: bytes, theirs: str, ours: str) -> RelocationError:
+    """The failure to tell of an environment for another kind of machine."""
+    return RelocationError(
+        "the environment's {} is for {}, and this machine is {}; pack an environment on a machine "
+        "like this".format(printable(path), theirs, ours)
+    )

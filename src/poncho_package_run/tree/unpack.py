@@ -14,6 +14,7 @@ from ..telling.errors import ArchiveError
 from ..telling.failures import failure, unsafe
 from ..telling.messages import printable
 from .directories import Directories, components
+from .interpreter import checked, is_python
 from .names import is_ours
 from .writers import Writers, create, write
 
@@ -232,6 +233,8 @@ class Tree:
         if b"./" in path or b"//" in path:
             path = b"/".join(components(path))
         self._symlinks.pop(path, None)  # the last member of a name wins
+        if path[:4] == b"bin/" and is_python(path):
+            member.body = checked(path, member.body)
         if self._manifest is not None:
             member.body = self._manifest.sampled(path, member)
         # While nobody else writes: see cores.
