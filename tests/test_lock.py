@@ -133,7 +133,7 @@ def test_a_stopped_holder_is_named_where_locks_are_refused(artifact, run, half, 
 
 def test_waiters_run_within_a_tenth_of_a_second(half, spawn, tiny, tmp_path):
     # Of each start, the moment at which the command runs; the median, and the best of three
-    # rounds, because the machine may be busy.
+    # rounds, because the machine may be busy.  So busy that as many warm starts take as long.
     delays = []
     for _ in range(3):
         worker, rest = half()
@@ -145,6 +145,10 @@ def test_waiters_run_within_a_tenth_of_a_second(half, spawn, tiny, tmp_path):
         ends = [each.communicate(timeout=60) for each in waiters]
         assert {errors for _, errors in ends} == {b""}
         delays.append(statistics.median(float(end) - released for end, _ in ends))
+        began = time.time()
+        starts = [spawn(*words) for _ in range(6)]
+        ends = [each.communicate(timeout=60) for each in starts]
+        delays[-1] -= statistics.median(float(end) - began for end, _ in ends)
         shutil.rmtree(tmp_path / "kept")
     assert min(delays) < 0.1
 
@@ -263,3 +267,31 @@ def test_the_longest_name_has_a_lease(run, tiny, tmp_path):
         kept = tmp_path / ("x" * 254 + last)
         assert run("-e", tiny, "-d", kept, "hello", wrapper=wrapper).stdout == b"hello\n"
     assert {len(name) for name in os.listdir(tmp_path)} == {3, 255}
+
+
+def test_what_is_published_is_used_whoever_holds_its_lock(spawn, run, tiny, tmp_path):
+    """Also where it came from another copy of the archive: waiters are not to go one by one."""
+    kept, made = tmp_path / "kept", tmp_path / "made"
+    run("-e", tiny, "-d", made, check=True)
+    marker = made / MARKER
+    marker.write_bytes(marker.read_bytes().replace(bytes(made), bytes(kept)))
+    copy = shutil.copy(tiny, tmp_path / "copy")
+    os.utime(copy, (1, 1))
+    kept.mkdir()
+    holder = [commands.need("flock"), "-o", str(kept), "sleep", "60"]
+    with subprocess.Popen(holder, start_new_session=True) as first:
+        process.wait_for(lambda: process.children_of(first.pid))
+        waiter = spawn("-e", copy, "-d", kept, "hello")
+        time.sleep(0.5)
+        assert waiter.poll() is None
+        holder[2] = str(made)
+        with subprocess.Popen(holder, start_new_session=True) as second:
+            process.wait_for(lambda: process.children_of(second.pid))
+            os.rename(made, kept)
+            try:
+                out, err = waiter.communicate(timeout=20)
+            finally:
+                for each in (first, second):
+                    os.killpg(each.pid, signal.SIGKILL)
+    assert (waiter.returncode, out) == (0, b"hello\n")
+    assert err.count(b"\n") == 1, "that it was unpacked from another archive"
