@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support import process, trees
+from support import crash, process, trees
 from support.messages import refused
 
 _F_SETPIPE_SZ = 1031
@@ -568,3 +568,15 @@ def test_a_kept_environment_below_a_directory_may_have_files_beside_it(run, tiny
     script = 'echo "$CONDA_PREFIX"'
     out = run("-e", archive, "-d", tmp_path / "kept", "sh", "-c", script, check=True).stdout
     assert out.decode() == f"{tmp_path}/kept/envs/my\n"
+
+
+def test_a_directory_whose_name_begins_like_its_old_one_is_not_taken_for_it(run, tmp_path):
+    """/w/env2 becomes /w/env, and another /w/env2 takes its place: each names itself."""
+    archive = crash.archive(tmp_path / "archive", "tar.gz")
+    old, new = tmp_path / "env2", tmp_path / "env"
+    run("-e", archive, "-d", old, check=True)
+    old.rename(new)
+    run("-e", archive, "-d", old, check=True)
+    for place in (old, new, old, new):
+        result = run("-e", archive, "-d", place, "hello", check=True)
+        assert result.stdout == b"hello from " + bytes(place)

@@ -2,7 +2,9 @@
 
 import itertools
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -16,7 +18,9 @@ from poncho_package_run.tree import unpack
 from poncho_package_run.tree.directories import Directories, components
 from poncho_package_run.tree.unpack import Tree
 from poncho_package_run.tree.writers import Writers, create
-from support.tars import END, directory, hardlink, longname, member, symlink
+from support import trees
+from support.commands import need
+from support.tars import END, directory, hardlink, header, longname, member, symlink
 
 MARKER = b".poncho_package_run_expanded"
 
@@ -296,3 +300,45 @@ class TestWriters:
 def test_files_in_the_place_of_others_are_not_taken_for_a_slow_file_system(root):
     tree = unpacked(root, *(member(b"f", b"%d" % number) for number in range(100)))
     assert tree.overlap == 1
+
+
+@pytest.mark.parametrize("type", [b"\0", b"0", b"7", b"5"])
+def test_what_a_header_says_of_a_body_is_taken_as_gnu_tar_takes_it(run, tmp_path, type):
+    """Old archives give directories a size and no body, which is not the next member then."""
+    wrong, compared = [], 0
+    for name, size, body, magic in itertools.product(
+        (b"x", b"d/x/"), (0, 512, 513), (False, True), ("ustar", "v7")
+    ):
+        content = os.urandom(size) if body else b""
+        data = b"".join(
+            (
+                member(b"conda-meta/history", b""),
+                member(b"before", b"b"),
+                header(name, size=size, type=type, linkname=b"before", mode=0o755, magic=magic),
+                content.ljust(-(-len(content) // 512) * 512, b"\0"),
+                member(b"after", b"a"),
+                END,
+            )
+        )
+        archive, theirs, ours = tmp_path / "a", tmp_path / "theirs", tmp_path / "ours"
+        archive.write_bytes(data)
+        for place in (theirs, ours):
+            shutil.rmtree(place, ignore_errors=True)
+        theirs.mkdir()
+        tar = [need("tar"), "-xf", archive, "-C", theirs, "--no-same-owner"]
+        done = subprocess.run(tar, capture_output=True)
+        result = run("-e", archive, "-d", ours)
+        case = (name, size, body, magic)
+        if result.returncode == 0:
+            found = trees.snapshot(ours)
+            found = {key: each for key, each in found.items() if not key.startswith(b".poncho")}
+            expected = trees.snapshot(theirs)
+            fields = ("type", "size", "sha256", "target", "nlink_group")
+            different = trees.differences(expected, found, fields=fields)
+            if done.returncode == 0 and different:
+                wrong.append((case, different))
+            compared += 1
+        elif result.returncode != 65:
+            wrong.append((case, result.stderr))
+    assert not wrong
+    assert compared >= 12
