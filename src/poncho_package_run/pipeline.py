@@ -137,23 +137,27 @@ def fill(
 
         content, source = private.content, archive.source
         manifest = None if directory is None else Manifest(content, private.content_path)
-        with Tree(content, private.content_path, manifest) as tree:
-            with report.phase("unpack"):
-                if archive.kind == "squashfs":
-                    tree.packed_marker = archive.extract(private.content_path, is_ours)
-                    if manifest is not None:
-                        manifest.survey()
-                else:
-                    members = archive.members(report.progress, lambda: tree.holds_environment)
-                    tree.unpack(members, archive.writers)
-            with report.phase("relocate"):
-                shorter = private.shorter if directory is None else None
-                final, root = relocate_fresh(
-                    content, tree, final, source.name, manifest, report, shorter
-                )
-            tree.set_attributes()
-            report.files, report.bytes = tree.files, tree.bytes
-        if manifest is not None:
-            known = manifest.finish()
-            put(content, facts(final, root, path, source.size, source.mtime_ns, known))
+        try:
+            with Tree(content, private.content_path, manifest) as tree:
+                with report.phase("unpack"):
+                    if archive.kind == "squashfs":
+                        tree.packed_marker = archive.extract(private.content_path, is_ours)
+                        if manifest is not None:
+                            manifest.survey()
+                    else:
+                        members = archive.members(report.progress, lambda: tree.holds_environment)
+                        tree.unpack(members, archive.writers)
+                with report.phase("relocate"):
+                    shorter = private.shorter if directory is None else None
+                    final, root = relocate_fresh(
+                        content, tree, final, source.name, manifest, report, shorter
+                    )
+                tree.set_attributes()
+                report.files, report.bytes = tree.files, tree.bytes
+            if manifest is not None:
+                known = manifest.finish()
+                put(content, facts(final, root, path, source.size, source.mtime_ns, known))
+        finally:
+            if manifest is not None:
+                manifest.close()
     return join(final, root)

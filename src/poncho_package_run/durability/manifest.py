@@ -81,6 +81,12 @@ class Manifest:
         except OSError as error:
             raise failure(error, self._path)
 
+    def close(self) -> None:
+        """Close what was not finished; of a private directory, which goes."""
+        handle, self.handle = self.handle, -1
+        if handle >= 0:
+            os.close(handle)
+
     def sampled(self, path: bytes, member: "Member") -> "Iterable[Buffer]":
         """A member's body, recorded once it is used up, in whichever thread that is.
 
