@@ -119,6 +119,7 @@ def test_signal(job, place):
     assert signalled.noted().count("USR1") == 2
 
 
+@pytest.mark.slow
 def test_time_limits(job):
     """The limits, and the signals before them, of several jobs at once.
 
@@ -139,6 +140,7 @@ def test_time_limits(job):
         each.wait_for_note("(?m)^USR1$", PERIOD + 30)
 
 
+@pytest.mark.slow
 def test_requeue(job):
     """The command is ended and started again, in the same kept environment."""
     requeued = [job(place).submit() for place in PLACES]
