@@ -1,19 +1,24 @@
 """The README's recipes: its own text, run as the engine or scheduler that it is for runs it."""
 
+import importlib.metadata
 import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import venv
 from pathlib import Path
 
 import conda_pack
 import pytest
+import venv_pack
+from packaging.requirements import Requirement
 
 from support import commands, readme
-from support.process import wait_for
+from support.process import group_members, wait_for
+from support.slurm import Slurm, need_slurm
 from support.work_queue import PYTHON, WorkQueue, need_work_queue
 
 PI = """\
@@ -38,6 +43,11 @@ def project(tmp_path, artifact, environment):
 
 def is_pi(text):
     return 2.5 < float(text) < 3.8
+
+
+def need_module(name, package=None):
+    if importlib.util.find_spec(name) is None:
+        commands.missing(f"needs {package or name}: pip install {package or name}")
 
 
 @pytest.mark.network_engine
@@ -78,23 +88,23 @@ def test_gnu_parallel(project, variables, tmp_path):
     assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["env"]
 
 
-def test_slurm_job_array(project, variables, tmp_path):
-    """Three tasks of one array at once, on one node."""
+@pytest.mark.network_engine
+def test_slurm_job_array(project):
+    """Forty tasks, up to 32 of them at once on one node: one unpacks, for all of them."""
+    need_slurm()
     (project / "script").write_text(readme.block("tests/test_recipes.py::test_slurm_job_array"))
-
-    def task(number):
-        job = {"SLURM_ARRAY_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": str(number), "USER": "me"}
-        return subprocess.run(
-            ["sh", "script"], cwd=project, stdout=subprocess.PIPE, timeout=120,
-            env={**variables, **{os.fsencode(k): os.fsencode(v) for k, v in job.items()}},
-        )  # fmt: skip
-
-    with ThreadPoolExecutor() as node:
-        done = list(node.map(task, (1, 2, 3)))
-    assert [each.returncode for each in done] == [0] * 3
-    assert [is_pi(each.stdout) for each in done] == [True] * 3
-    assert len({each.stdout for each in done}) > 1
-    assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["env-me-4711"]
+    with Slurm() as slurm:
+        number = slurm.submit(
+            project / "script", "--array=1-40", cwd=project, env={"PONCHO_PACKAGE_RUN_DEBUG": "yes"}
+        )
+        state = slurm.wait_for_end(number, 120)
+        printed = [(project / f"pi.{task}").read_text() for task in range(1, 41)]
+        assert state == "COMPLETED", printed
+        assert [path.name for path in slurm.tmp.iterdir()] == [f"env-root-{number}"]
+    results = [text.splitlines()[-1] for text in printed]
+    assert [is_pi(result) for result in results] == [True] * 40
+    assert len(set(results)) > 10
+    assert sum("poncho_package_run: unpack: " in text for text in printed) == 1
 
 
 def test_htcondor(project, variables, tmp_path):
@@ -121,8 +131,7 @@ def test_htcondor(project, variables, tmp_path):
 
 
 def test_parsl(project, variables):
-    if importlib.util.find_spec("parsl") is None:
-        commands.missing("needs parsl: pip install parsl")
+    need_module("parsl")
     (project / "recipe.py").write_text(readme.block("tests/test_recipes.py::test_parsl"))
     done = subprocess.run(
         [sys.executable, "recipe.py"], cwd=project, env=variables, stdout=subprocess.PIPE,
@@ -130,3 +139,94 @@ def test_parsl(project, variables):
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, b"[0, 0, 0, 0]\n")
     assert [is_pi(Path(project, f"pi.{seed}").read_text()) for seed in range(4)] == [True] * 4
+
+
+@pytest.mark.network_engine
+def test_dask_jobqueue(project, variables):
+    """With real workers in the environment: a venv with a copy of the distributed that is here.
+
+    Its interpreter and standard library are those that the venv links to, as venv-pack has it.
+    """
+    need_module("dask_jobqueue", "dask-jobqueue")
+    archive_with(project / "env.tar.gz", "distributed")
+    (project / "recipe.py").write_text(readme.block("tests/test_recipes.py::test_dask_jobqueue"))
+    loopback = {b"DASK_JOBQUEUE__LOCAL__INTERFACE": b"lo"}
+    started = subprocess.Popen(
+        [sys.executable, "recipe.py"], cwd=project, env={**variables, **loopback},
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        printed = started.communicate(timeout=120)[0].splitlines()
+        assert started.returncode == 0
+        results, prefixes = map(str.split, printed)
+        assert [is_pi(result) for result in results] == [True] * 4 and len(set(results)) > 1
+        assert set(prefixes) == {str(project / "env")}
+        # The cluster kills what it has started; what that has started notices.
+        wait_for(lambda: not group_members(started.pid), 30, "the workers' end")
+    finally:
+        for pid in group_members(started.pid):
+            os.kill(pid, signal.SIGKILL)
+        started.wait()
+
+
+def archive_with(archive, distribution):
+    """Pack a virtual environment with ``distribution``, and what that needs, as installed here."""
+    folder = archive.with_name("venv")
+    venv.EnvBuilder(symlinks=True).create(folder)
+    [site_packages] = folder.glob("lib/python*/site-packages")
+    found, wanted = set(), [distribution]
+    while wanted:
+        installed = importlib.metadata.distribution(wanted.pop())
+        if installed.name in found:
+            continue
+        found.add(installed.name)
+        for requirement in map(Requirement, installed.requires or []):
+            if not requirement.marker or requirement.marker.evaluate({"extra": ""}):
+                wanted.append(requirement.name)
+        for file in installed.files:
+            if file.suffix != ".pyc" and not {"..", "tests"} & set(file.parts):
+                (site_packages / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file.locate(), site_packages / file)
+    venv_pack.pack(prefix=str(folder), output=str(archive), compress_level=1, force=True)
+    shutil.rmtree(folder)
+
+
+# What the README promises of its prefix, and that a failure is one, wherever it is.
+HARD_RULES = r"""
+include: "recipe"
+
+rule hard:
+    output: "hard"
+    shell:
+        '''
+        # the first line is none
+        for word in "it's" '"quoted"' '$HOME'; do echo "$word"; done > {output}
+        cd . && python -c 'import sys; print(sys.prefix)' | cat >> {output}
+        '''
+
+rule failing:
+    output: "failing"
+    shell: "false | cat > {output}; true"
+"""
+
+
+def test_snakemake(project, variables):
+    need_module("snakemake")
+    (project / "recipe").write_text(readme.block("tests/test_recipes.py::test_snakemake"))
+    (project / "hard_rules").write_text(HARD_RULES)
+
+    def snakemake(file, target):
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", "--cores", "2", "--snakefile", file, target],
+            cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+            env={**variables, b"XDG_CACHE_HOME": os.fsencode(project / "cache")},
+        )  # fmt: skip
+
+    done = snakemake("recipe", "all")
+    assert done.returncode == 0, done.stdout
+    assert [is_pi((project / f"pi.{seed}").read_text()) for seed in range(4)] == [True] * 4
+    done = snakemake("hard_rules", "hard")
+    assert done.returncode == 0, done.stdout
+    said = (project / "hard").read_text().splitlines()
+    assert said == ["it's", '"quoted"', "$HOME", str(project / "env")]
+    assert snakemake("hard_rules", "failing").returncode == 1
