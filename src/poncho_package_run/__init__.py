@@ -9,6 +9,9 @@ OURS = b".poncho_package_run_"
 # is complete to both.
 MARKER = b".poncho_package_run_expanded"
 
+# What a directory that was unpacked to holds, by name and sum (see ``durability``).
+MANIFEST = b".poncho_package_run_manifest"
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -21,6 +24,9 @@ class Options:
         environment (bytes): path of the archive, or of a directory that holds an environment.
         unpack_to (bytes or None): where to keep the environment; None for a temporary one.
         wait_for_lock (float): seconds.
+        cache (bytes or None): where environments are kept that have no directory of their own.
+        cache_limit (int or None): what that may hold, in bytes.
+        list_cache (bool): show it.
         debug (bool): tell the phases.
         command (list of bytes): argv of the command; may be empty.
         copy (place.copy.Copy or None): of the environment, if this interpreter is of one.
@@ -29,6 +35,9 @@ class Options:
     environment = b""
     unpack_to = None  # type: bytes | None
     wait_for_lock = 300.0
+    cache = None  # type: bytes | None
+    cache_limit = None  # type: int | None
+    list_cache = False
     debug = False
     command = []  # type: list
     copy: "Any" = None

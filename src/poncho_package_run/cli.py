@@ -21,6 +21,8 @@ _VALUES = {
     "--unpack-to": "unpack_to",
     "-w": "wait_for_lock",
     "--wait-for-lock": "wait_for_lock",
+    "--cache": "cache",
+    "--cache-limit": "cache_limit",
 }
 
 # Of CCTools releases; what they ask for is so here in any case, or has no counterpart.
@@ -65,6 +67,8 @@ def parse(words: list) -> Options:
             if not value:
                 raise _usage("the value of {} is empty".format(name))
             values[_VALUES[name]] = value
+        elif word == "--list-cache":
+            options.list_cache = True
         elif word == "--debug":
             debug = True
         elif word in ("-n", "--no-command"):
@@ -77,6 +81,16 @@ def parse(words: list) -> Options:
             answer(word)
     options.command = [] if prepare_only else [os.fsencode(word) for word in words[at:]]
     options.debug = debug
+    for name in ("cache", "cache_limit"):
+        values.setdefault(name, os.environ.get("PONCHO_PACKAGE_RUN_" + name.upper(), ""))
+    if values["cache"]:
+        options.cache = os.fsencode(values["cache"])
+    if values["cache_limit"]:
+        from .telling.usage import size
+
+        options.cache_limit = size(values["cache_limit"])
+    if options.list_cache:
+        return options
     if "environment" not in values:
         raise _usage("--environment is missing")
     options.environment = os.fsencode(values["environment"])
@@ -138,6 +152,10 @@ def _start() -> int:
     from . import warm
 
     options = parse(sys.argv[1:])
+    if options.list_cache:
+        from .cache.listing import show
+
+        return show(options.cache, options.cache_limit)
     if options.copy is None and warm.run(options):
         return 0
     import gc

@@ -16,9 +16,10 @@ _ROUNDS = 10
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Callable, Optional
 
     from . import Options
+    from .cache.cache import Cache
     from .place.private import PrivateDirectory
 
 
@@ -38,7 +39,10 @@ def run(options: "Options") -> int:
     elif options.unpack_to is not None:
         prefix = prepared(options.unpack_to, options.environment, options)
     else:
-        return run_in_temporary(options)
+        cached = in_cache(options.cache, options) if options.cache is not None else None
+        if cached is None:
+            return run_in_temporary(options)
+        prefix = cached
     if options.copy is not None:
         with interruptible():
             options.copy.leave(prefix)
@@ -47,7 +51,31 @@ def run(options: "Options") -> int:
     return 0
 
 
-def prepared(path: bytes, archive: "Optional[bytes]", options: "Options") -> bytes:
+def in_cache(path: bytes, options: "Options") -> "Optional[bytes]":
+    """The prefix of the environment in the cache, held; None if it is not to be had there."""
+    from .cache.cache import Cache, NoRoom
+    from .telling.messages import warn
+
+    with interruptible():
+        cache = Cache(path, options.cache_limit)
+        directory = cache.entry(options.environment)
+    if directory is None:
+        return None
+    for _ in range(_ROUNDS):
+        try:
+            prefix = prepared(directory, options.environment, options, cache)
+        except NoRoom as reason:
+            warn(str(reason))
+            break
+        if cache.hold(directory):  # else it was removed again to make room
+            return prefix
+    cache.let_go()
+    return None
+
+
+def prepared(
+    path: bytes, archive: "Optional[bytes]", options: "Options", cache: "Optional[Cache]" = None
+) -> bytes:
     """The prefix of the environment in a directory that is kept; unpacked there if it is empty."""
     directory = locate(path)
     with Report(options.debug) as report, interruptible():
@@ -70,9 +98,12 @@ def prepared(path: bytes, archive: "Optional[bytes]", options: "Options") -> byt
                 if prefix is None:
                     from .place.settle import settle
 
-                    prefix = settle(directory, archive, report)
+                    prefix = settle(directory, archive, report, cache is not None)
                 if prefix is None and archive is not None and lock.is_current():
-                    prefix = unpack(archive, directory, report)
+                    if cache is None:
+                        prefix = unpack(archive, directory, report)
+                    else:
+                        prefix = unpack_in_cache(archive, directory, report, cache)
                 if prefix is not None:
                     return prefix
     raise CannotCreate(
@@ -82,13 +113,35 @@ def prepared(path: bytes, archive: "Optional[bytes]", options: "Options") -> byt
     )
 
 
-def unpack(archive: bytes, directory: bytes, report: "Report") -> "Optional[bytes]":
+def unpack(
+    archive: bytes,
+    directory: bytes,
+    report: "Report",
+    admit: "Optional[Callable[[bytes, int, Report], None]]" = None,
+) -> "Optional[bytes]":
     """Unpack into a directory that is kept, and empty; None if another process was faster."""
     from .place.publication import publish, staging
 
     with staging(directory) as private:
-        prefix = fill(private, archive, directory, report)
+        prefix = fill(private, archive, directory, report, admit is not None)
+        if admit is not None:
+            admit(private.content_path, report.bytes, report)
         return prefix if publish(private, directory) else None
+
+
+def unpack_in_cache(
+    archive: bytes, directory: bytes, report: "Report", cache: "Cache"
+) -> "Optional[bytes]":
+    """The same, within the cache's limit; on a full disk once more, when what is unused is gone."""
+    from .telling.errors import InputOutputError
+
+    with cache.unpacking(archive, directory) as unpacking:
+        try:
+            return unpack(archive, directory, report, unpacking.admit)
+        except InputOutputError as error:
+            if not error.full or not cache.free(directory):
+                raise
+        return unpack(archive, directory, report, unpacking.admit)
 
 
 def run_in_temporary(options: "Options") -> int:
@@ -111,12 +164,17 @@ def run_in_temporary(options: "Options") -> int:
 
 
 def fill(
-    private: "PrivateDirectory", path: bytes, directory: "Optional[bytes]", report: "Report"
+    private: "PrivateDirectory",
+    path: bytes,
+    directory: "Optional[bytes]",
+    report: "Report",
+    cached: bool = False,
 ) -> bytes:
     """Unpack an archive into a private directory, and relocate it to where it will be used.
 
     Args:
         directory: where it will be published; None if it is used where it is.
+        cached: whether it is the same for all archives of these bytes, whatever their times.
 
     Returns:
         The environment's final prefix.
@@ -156,7 +214,9 @@ def fill(
                 report.files, report.bytes = tree.files, tree.bytes
             if manifest is not None:
                 known = manifest.finish()
-                put(content, facts(final, root, path, source.size, source.mtime_ns, known))
+                size, mtime = (None, None) if cached else (source.size, source.mtime_ns)
+                sizes = tree.files, tree.bytes
+                put(content, facts(final, root, path, size, mtime, known, *sizes))
         finally:
             if manifest is not None:
                 manifest.close()

@@ -28,6 +28,10 @@ def run(options: "Options") -> bool:
         prefix = ready_prefix(locate(options.environment), None)
     elif options.unpack_to is not None:
         prefix = ready_prefix(locate(options.unpack_to), options.environment)
+    elif options.cache is not None:
+        from .cache.memo import warm
+
+        prefix = warm(options.cache, options.environment)
     else:
         return False
     if prefix is None:

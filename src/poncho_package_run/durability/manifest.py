@@ -26,7 +26,7 @@ import time
 from collections import deque
 from zlib import crc32
 
-from .. import OURS
+from .. import MANIFEST
 from ..machine.signals import check
 from ..telling.failures import failure
 from ..tree.directories import Directories
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from ..archive.member import Buffer, Member
 
-NAME = OURS + b"manifest"
+NAME = MANIFEST
 
 _PAGE = 4096
 _STRIDE = 509

@@ -27,12 +27,15 @@ _LIMIT = 1 << 16
 _NONE = (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO)
 
 
-def ready_prefix(directory: bytes, archive: "Optional[bytes]") -> "Optional[bytes]":
+def ready_prefix(
+    directory: bytes, archive: "Optional[bytes]", marked: bool = False
+) -> "Optional[bytes]":
     """The prefix of the environment in a directory; None if there is anything to do or to tell.
 
     Args:
         directory: absolute and real.
         archive: what would be unpacked; None for a directory that is used where it is.
+        marked: whether it has to have a completion marker.
     """
     try:
         marker = read_marker(directory)
@@ -43,7 +46,8 @@ def ready_prefix(directory: bytes, archive: "Optional[bytes]") -> "Optional[byte
     if marker is None:
         # Without a marker and without conda-pack's script there is nothing to be done, but who
         # would unpack has to wait for whoever may be doing so.
-        return directory if archive is None and _is_plain(directory) else None
+        plain = archive is None and not marked and _is_plain(directory)
+        return directory if plain else None
     if marker[:1] != b"{":
         # The CCTools script's: the date.
         return directory if marker and is_prefix(directory) else None

@@ -26,6 +26,8 @@ def facts(
     size: "Optional[int]",
     mtime_ns: "Optional[int]",
     manifest: "Optional[str]",
+    files: "Optional[int]" = None,
+    content: "Optional[int]" = None,
 ) -> "Facts":
     """What a marker is to say.
 
@@ -34,6 +36,7 @@ def facts(
         root: the environment's own directory below it; empty if that is the directory itself.
         archive, size, mtime_ns: what was unpacked; None where there is no such number (a pipe).
         manifest: what ``Manifest.finish`` said; None without one.
+        files, content: the number of files, and the bytes in them.
     """
     import time
 
@@ -42,6 +45,8 @@ def facts(
         archive=archive.decode(*_TEXT),
         archive_mtime_ns=mtime_ns,
         archive_size=size,
+        bytes=content,
+        files=files,
         manifest=manifest,
         on_disk=False,
         prefix=join(directory, root).decode(*_TEXT),
@@ -71,6 +76,8 @@ _KINDS = {
     "archive_mtime_ns": int,
     "archive_size": int,
     "boot_id": str,
+    "bytes": int,
+    "files": int,
     "host": str,
     "machine_id": str,
     "manifest": str,

@@ -32,13 +32,16 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LOOKED_AT = 256
 
 
-def settle(directory: bytes, archive: "Optional[bytes]", report: "Report") -> "Optional[bytes]":
+def settle(
+    directory: bytes, archive: "Optional[bytes]", report: "Report", cached: bool = False
+) -> "Optional[bytes]":
     """Make what lies in a directory usable there.
 
     Args:
         directory: absolute and real.
         archive: what would be unpacked; None for a directory that is used where it is.
         report: told what is unusual.
+        cached: whether what has no completion marker is damage, since nobody else puts it there.
 
     Returns:
         The environment's prefix.  None if nothing lies there, or if what did is damaged and has
@@ -56,6 +59,9 @@ def settle(directory: bytes, archive: "Optional[bytes]", report: "Report") -> "O
         if complete(directory):
             _sweep(directory)
         marker = read_marker(directory)
+        if marker is None and cached and entries(directory):
+            _set_aside(directory, archive, marker, "a part of it is gone", report)
+            return None
         if marker is None:
             return _unmarked(directory, archive, report)
         if marker.strip() and marker[:1] != b"{":
@@ -218,7 +224,11 @@ def _private_in(directory: bytes) -> "Optional[PrivateDirectory]":
 
 
 def _set_aside(
-    directory: bytes, archive: "Optional[bytes]", marker: bytes, damage: str, report: "Report"
+    directory: bytes,
+    archive: "Optional[bytes]",
+    marker: "Optional[bytes]",
+    damage: str,
+    report: "Report",
 ) -> None:
     """Move what is damaged aside, if there is an archive to take its place."""
     name = os.fsdecode(directory)

@@ -45,6 +45,12 @@ class CannotCreate(Failure):
 
 
 class InputOutputError(Failure):
+    """
+    Attributes:
+        full (bool): it is room that was missing.
+    """
+
+    full = False
     status = 74
     meaning = "reading or writing failed: disk full, quota, I/O error"
 

@@ -44,11 +44,13 @@ def failure(
             "cannot open {}: {}; allow more open files (ulimit -n)".format(name, why)
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return InputOutputError(
+        failed = InputOutputError(
             "cannot write {}: {}{}; make room or choose a larger file system".format(
                 name, why, _room(directory, needed)
             )
         )
+        failed.full = error.errno != errno.EFBIG
+        return failed
     return InputOutputError("cannot read or write {}: {}; try again".format(name, why))
 
 

@@ -1,0 +1,256 @@
+"""A cache, for all that is not a warm start from it."""
+
+import fcntl
+import os
+import stat
+import time
+
+from .. import MARKER
+from ..machine import process
+from ..machine.signals import check
+from ..place.completion import locate, untrusted
+from ..place.lock import POLL, Lock
+from ..telling.errors import CannotCreate, LockTimeout
+from ..telling.failures import cannot_create, located
+from . import memo, room
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+    from ..telling.report import Report
+
+_CHUNK = 1 << 20
+
+# For so many seconds it is waited for another run that sums up an archive already.
+_PATIENCE = 60.0
+
+# A change may leave an archive's times as they were if it came within one step of the file
+# system's clock (nanoseconds): of the kernel's, or of those that count seconds or two of them.
+_STEP, _COARSE = 20 * 10**6, 2100 * 10**6
+
+
+class NoRoom(Exception):
+    """The environment is to be unpacked as if there were no cache; the text says why."""
+
+
+class Cache:
+    """A directory of environments.
+
+    Args:
+        path: CACHE; made if it is missing.
+        limit: what it may hold, in bytes; None for whatever there is.
+
+    Raises:
+        CannotCreate: it cannot be made; others may write in it; a stranger may have made it.
+        InputOutputError: it is full.
+    """
+
+    def __init__(self, path: bytes, limit: "Optional[int]") -> None:
+        self.path = locate(path)
+        self.limit = limit
+        umask = os.umask(0o077)
+        try:
+            os.makedirs(self.path, 0o700, exist_ok=True)
+        except OSError as error:
+            raise cannot_create(self.path, error)
+        finally:
+            os.umask(umask)
+        if not memo.is_safe(self.path):
+            status = os.stat(self.path)
+            if not status.st_mode & 0o022:
+                raise untrusted(self.path)
+            raise CannotCreate(
+                "others may write in the cache {} (mode {:o}); make it your own with chmod go-w, "
+                "or choose another directory".format(
+                    os.fsdecode(self.path), stat.S_IMODE(status.st_mode)
+                )
+            )
+        # What root writes into a directory of somebody else that one may turn against root.
+        own = os.stat(self.path).st_uid == os.geteuid()
+        self.is_writable = own and os.access(self.path, os.W_OK | os.X_OK)
+        self._lease = -1
+
+    def entry(self, archive: bytes) -> "Optional[bytes]":
+        """Where the environment of an archive lies, or is to lie; None if not in here.
+
+        Raises:
+            Failure: the archive cannot be read.
+            Terminated: see ``machine.signals``.
+        """
+        try:
+            if not stat.S_ISREG(os.stat(archive).st_mode):
+                return None  # a pipe can be read once only
+        except OSError:
+            return None  # told by whoever opens it
+        directory = memo.recall(self.path, archive)
+        if directory is None:
+            directory = self.path + b"/" + self._sum(archive)
+        if self.is_writable or os.path.lexists(directory + b"/" + MARKER):
+            return directory
+        return None
+
+    def hold(self, directory: bytes) -> bool:
+        """Take the lease; False if the environment is not there any more."""
+        before, lease = self._lease, memo.hold(directory)
+        self._lease = -1 if lease is None else lease
+        if before >= 0:
+            os.close(before)
+        if lease is not None:
+            memo.touch(self.path, directory)
+        return lease is not None
+
+    def hold_before(self, content: bytes) -> None:
+        """Take the lease on what is about to be published, so that there is no instant without."""
+        self.let_go()
+        lease = memo.hold(content)
+        self._lease = -1 if lease is None else lease
+
+    def let_go(self) -> None:
+        """End the lease."""
+        lease, self._lease = self._lease, -1
+        if lease >= 0:
+            os.close(lease)
+
+    def unpacking(self, archive: bytes, directory: bytes) -> "_Unpacking":
+        """A context manager around an unpacking into ``directory``, with room for it.
+
+        Raises:
+            NoRoom: there is none.
+        """
+        return _Unpacking(self, archive, directory)
+
+    def free(self, directory: bytes) -> bool:
+        """Remove all that is not in use, but for ``directory``; whether there was any."""
+        return room.free(self.path, directory)
+
+    def _sum(self, archive: bytes) -> bytes:
+        """The SHA-256 of an archive's bytes, in hexadecimal; remembered.
+
+        Others who have the same to do wait for the first, if locks are to be had here.
+        """
+        folder = self.path + b"/" + memo.MEMO
+        handle = -1
+        if self.is_writable:
+            try:
+                os.makedirs(folder, 0o700, exist_ok=True)
+                handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                pass  # full, for one: what is not remembered is read again
+        try:
+            end = time.monotonic() + _PATIENCE
+            while handle >= 0 and time.monotonic() < end:
+                check()
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(POLL)
+                except OSError:
+                    break
+            known = memo.recall(self.path, archive)
+            if known is not None:
+                return os.path.basename(known)
+            return _digest(archive, folder if handle >= 0 else None)
+        finally:
+            if handle >= 0:
+                os.close(handle)
+
+
+class _Unpacking:
+    def __init__(self, cache: Cache, archive: bytes, directory: bytes) -> None:
+        self._cache = cache
+        self._archive = archive
+        self._directory = directory
+        self._lock: Optional[Lock] = None
+
+    def __enter__(self) -> "_Unpacking":
+        limit, path = self._cache.limit, self._cache.path
+        if limit is None:
+            return self
+        # One at a time, so that what is under way need not be counted.
+        self._lock = Lock(path, _PATIENCE, make=False)
+        try:
+            self._lock.wait(lambda: None)
+            size = os.stat(self._archive).st_size  # whatever becomes of it: hardly less
+            over = room.make(path, limit, size, self._directory)
+            if over:
+                raise NoRoom(
+                    "the cache {} has no room ({} too much): what is in it is in use; the "
+                    "environment is unpacked to a temporary directory".format(
+                        os.fsdecode(path), room.shown(over)
+                    )
+                )
+        except LockTimeout:
+            self._lock.__exit__()
+            raise NoRoom(
+                "other environments are being unpacked into the cache {}; this one is unpacked to "
+                "a temporary directory".format(os.fsdecode(path))
+            )
+        except BaseException:
+            self._lock.__exit__()
+            raise
+        return self
+
+    def admit(self, content: bytes, size: int, report: "Report") -> None:
+        """Make room for what was unpacked, as large as it has turned out to be."""
+        self._cache.hold_before(content)
+        if self._cache.limit is not None:
+            over = room.make(self._cache.path, self._cache.limit, size, self._directory)
+            if over:
+                report.warn(
+                    "the cache {} holds {} more than its limit, since what is in it is in use; "
+                    "raise the limit".format(os.fsdecode(self._cache.path), room.shown(over))
+                )
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.__exit__()
+
+
+def _digest(archive: bytes, folder: "Optional[bytes]") -> bytes:
+    import hashlib  # 5 ms
+
+    digest = hashlib.sha256()
+    try:
+        with open(archive, "rb", 0) as file:
+            before, began = os.fstat(file.fileno()), int(time.time() * 1e9)
+            data = file.read(_CHUNK)
+            while data:
+                check()
+                digest.update(data)
+                data = file.read(_CHUNK)
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        error.filename = archive
+        raise located(error, archive)
+    name = digest.hexdigest().encode()
+    latest = max(before.st_mtime_ns, before.st_ctime_ns)
+    step = _STEP if latest % 10**9 else _COARSE
+    if folder is not None and memo.key(before) == memo.key(after) and latest + step < began:
+        _remember(folder, memo.key(before), name)
+    return name
+
+
+def _remember(folder: bytes, key: bytes, name: bytes) -> None:
+    try:
+        room.forget(folder)
+        os.symlink(name, folder + b"/" + key)
+    except OSError:
+        pass  # another was faster; or it is full, and the archive will be read again
+
+
+def begin_use(cache: bytes, directory: bytes) -> None:
+    """Make the file that is dated with an environment's last use; it names this machine."""
+    here = process.describe()
+    path = memo.use(cache, directory, (here["boot_id"] or here["host"]).encode())
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        handle = os.open(path, flags, 0o600)
+        try:
+            os.write(handle, (here["machine_id"] or "").encode())
+        finally:
+            os.close(handle)
+    except OSError:
+        pass  # as for touch
