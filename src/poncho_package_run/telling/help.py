@@ -9,12 +9,15 @@ _USAGE = """\
 usage: poncho_package_run [options] -e FILE [--] [command and args ...]
 
 Run a command inside a packed Conda environment. The environment is unpacked into a temporary
-directory, which is removed at the end, or once into DIR, which is kept.
+directory, which is removed at the end, or once into DIR or a cache, which is kept.
 
 options:
   -e, --environment PATH    the environment: an archive, or a directory that holds one (required)
   -d, -u, --unpack-to DIR   unpack here once and keep it; a populated DIR is used as it is
   -w, --wait-for-lock SECS  how long to wait for the writing lock on DIR (default 300; 0 tries once)
+      --cache DIR           without -d: keep environments in DIR, one for each archive content
+      --cache-limit SIZE    what the cache may hold (20G, 500M); default: no limit
+      --list-cache          show what is in the cache
       --debug               tell the phases, with their durations, on stderr
       --help-env-creation   how to make an environment archive
       --version             show the version
@@ -25,9 +28,11 @@ The first word that is not an option, or --, ends the options. Without a command
 or nothing follows means --debug; -k (--keep-alive) and -r (--remove-locking) change nothing here.
 
 variables:
-  TMPDIR                      where temporary directories are made (default /tmp)
-  PONCHO_PACKAGE_RUN_DEBUG    "yes" means --debug
-  PONCHO_PACKAGE_RUN_THREADS  at most so many threads (default: the processors that may be used)
+  TMPDIR                          where temporary directories are made (default /tmp)
+  PONCHO_PACKAGE_RUN_CACHE        --cache
+  PONCHO_PACKAGE_RUN_CACHE_LIMIT  --cache-limit
+  PONCHO_PACKAGE_RUN_DEBUG        "yes" means --debug
+  PONCHO_PACKAGE_RUN_THREADS      at most so many threads (default: the processors one may use)
 
 exit status: the command's own (128+N if signal N killed it), or
 """
