@@ -28,7 +28,7 @@ STATUSES = {
 
 OPTIONS = {
     "-e", "--environment", "-d", "--unpack-to", "-u", "-w", "--wait-for-lock", "--debug",
-    "--help-env-creation", "--version", "-h", "--help",
+    "--cache", "--cache-limit", "--list-cache", "--help-env-creation", "--version", "-h", "--help",
 }  # fmt: skip
 
 BLOCKS = [each for each in readme.blocks() if each.language == "sh" or each.test]

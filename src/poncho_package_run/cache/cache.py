@@ -6,7 +6,6 @@ import stat
 import time
 
 from .. import MARKER
-from ..machine import process
 from ..machine.signals import check
 from ..place.completion import locate, untrusted
 from ..place.lock import POLL, Lock
@@ -238,19 +237,3 @@ def _remember(folder: bytes, key: bytes, name: bytes) -> None:
         os.symlink(name, folder + b"/" + key)
     except OSError:
         pass  # another was faster; or it is full, and the archive will be read again
-
-
-def begin_use(cache: bytes, directory: bytes) -> None:
-    """Make the file that is dated with an environment's last use; it names this machine."""
-    here = process.describe()
-    path = memo.use(cache, directory, (here["boot_id"] or here["host"]).encode())
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        handle = os.open(path, flags, 0o600)
-        try:
-            os.write(handle, (here["machine_id"] or "").encode())
-        finally:
-            os.close(handle)
-    except OSError:
-        pass  # as for touch

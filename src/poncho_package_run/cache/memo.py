@@ -104,19 +104,18 @@ def hold(directory: bytes) -> "Optional[int]":
 
 
 def touch(cache: bytes, directory: bytes) -> None:
-    """Note the time of use."""
+    """Note the time of use, in a file for each environment and boot of a machine."""
     try:
         with open(_BOOT, "rb", 0) as file:
             boot = file.read(64).strip()
-        os.utime(use(cache, directory, boot))
+    except OSError:
+        boot = os.fsencode(os.uname().nodename)
+    path = cache + b"/" + USES + b"/" + os.path.basename(directory) + b"-" + boot
+    try:
+        os.utime(path)
     except FileNotFoundError:
-        from .cache import begin_use
+        from .uses import begin
 
-        begin_use(cache, directory)
+        begin(path)
     except OSError:
         pass  # it may not be written: its owner decides what goes
-
-
-def use(cache: bytes, directory: bytes, boot: bytes) -> bytes:
-    """The path of the file that is dated with an environment's last use in a boot."""
-    return cache + b"/" + USES + b"/" + os.path.basename(directory) + b"-" + boot

@@ -181,9 +181,10 @@ def _uses(path: bytes) -> "Iterator[Tuple[bytes, float, bytes]]":
 def _is_elsewhere(path: bytes) -> bool:
     """Whether an environment may be in use where no lock of ours reaches."""
     here = process.describe()
+    boot_here = here["boot_id"] or here["host"]
     now = time.time()
     for file, used, boot in _uses(path):
-        if boot.decode("ascii", "replace") == here["boot_id"] or now - used > _LATELY:
+        if boot.decode("ascii", "replace") == boot_here or now - used > _LATELY:
             continue
         if _line(file) == here["machine_id"] and here["machine_id"] and used < _booted():
             continue  # an earlier boot of this machine, and what ran in it has ended

@@ -1,0 +1,22 @@
+"""The first use of an environment in a boot of a machine."""
+
+import os
+
+from ..machine.process import machine_id
+
+
+def begin(path: bytes) -> None:
+    """Make the file that is dated with the last use; it names this machine.
+
+    What cannot be written is left: then the environment's own time counts.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        handle = os.open(path, flags, 0o600)
+        try:
+            os.write(handle, (machine_id() or "").encode())
+        finally:
+            os.close(handle)
+    except OSError:
+        pass  # the cache is another user's, or full

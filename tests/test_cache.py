@@ -1,0 +1,637 @@
+"""A cache of environments, for all who do not name a directory."""
+
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from poncho_package_run.cache import memo, room
+from poncho_package_run.telling.errors import UsageError
+from poncho_package_run.telling.usage import size
+from support import crash, process, readme, tracing
+from support.commands import missing, need
+from support.crash import MANIFEST, MARKER
+from support.messages import refused
+
+SHOW = ["sh", "-c", 'echo "$CONDA_PREFIX"']
+
+
+def make_archive(path, name, bytes_of_content=1000, random_content=True, executable=b""):
+    """A tar.gz environment of its own content; what it holds can be checked by ``tool``."""
+    content = os.urandom(bytes_of_content) if random_content else bytes(bytes_of_content)
+    digest = hashlib.sha256(content).hexdigest()
+    check = b'#!/bin/sh\nset -- $(sha256sum "$CONDA_PREFIX/lib/content")\n[ "$1" = %s ] || exit 9\n'
+    files = {
+        "bin/check": check % digest.encode(),
+        "conda-meta/history": name.encode(),
+        "lib/content": content,
+    }
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        for member, data in files.items():
+            info = tarfile.TarInfo(member)
+            info.size, info.mode = len(data), 0o755
+            archive.addfile(info, io.BytesIO(data))
+    os.utime(path, ns=(10**18 + 1, 10**18 + 1))
+    return path
+
+
+def sum_of(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def let_clock_step():
+    """What has just been written is not remembered: it may change within one step of the clock."""
+    time.sleep(0.05)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def use(run, cache):
+    """Run a command in an archive's environment in the cache."""
+
+    def use(archive, *words, limit=None, env=None, **options):
+        limits = ["--cache-limit", limit] if limit is not None else []
+        command = ["--cache", cache, *limits, "-e", archive, "--", *(words or SHOW)]
+        return run(*command, env=env, **options)
+
+    return use
+
+
+def names(cache):
+    return {name for name in os.listdir(cache) if not name.startswith(".")}
+
+
+def private(cache):
+    return [path.name for path in crash.private_directories(cache)]
+
+
+# Where it lies, and when it is used
+
+
+def test_an_environment_is_kept_by_the_sum_of_its_archive(use, tiny, cache):
+    expected = bytes(cache / sum_of(tiny)) + b"\n"
+    for _ in range(3):
+        result = use(tiny, check=True)
+        assert (result.stdout, result.stderr) == (expected, b"")
+    assert names(cache) == {sum_of(tiny)}
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    assert private(cache) == []
+
+
+def test_the_variable_is_the_option(run, tiny, cache, tmp_path):
+    result = run("-e", tiny, "--", *SHOW, env={"PONCHO_PACKAGE_RUN_CACHE": cache}, check=True)
+    assert result.stdout.startswith(bytes(cache))
+    other = tmp_path / "other"
+    words = ["--cache", other, "-e", tiny, "--", *SHOW]
+    result = run(*words, env={"PONCHO_PACKAGE_RUN_CACHE": cache}, check=True)
+    assert result.stdout.startswith(bytes(other))
+    result = run("-e", tiny, "--", *SHOW, env={"PONCHO_PACKAGE_RUN_CACHE": ""}, check=True)
+    assert result.stdout.startswith(bytes(tmp_path / "tmp"))
+
+
+def test_a_relative_path_is_relative_to_the_working_directory(run, tiny, tmp_path):
+    result = run("--cache", "c", "-e", tiny, "--", *SHOW, cwd=tmp_path, check=True)
+    assert result.stdout.startswith(bytes(tmp_path / "c"))
+
+
+def test_a_copy_under_another_name_is_not_unpacked(use, tiny, tmp_path):
+    use(tiny, check=True)
+    copy = shutil.copyfile(tiny, tmp_path / "copy")
+    let_clock_step()
+    result = use(copy, "true", env={"PONCHO_PACKAGE_RUN_DEBUG": "yes"}, check=True)
+    assert b"unpack:" not in result.stderr
+    log = tmp_path / "log"
+    use(copy, "true", wrapper=tracing.recording(log), check=True)
+    opened = [each.arguments[1] for each in tracing.calls(log) if each.name == "openat"]
+    assert f'"{copy}"' not in opened
+
+
+@pytest.mark.parametrize("times", ["as they were", "new"])
+def test_a_changed_archive_is_another_environment(use, tmp_path, times):
+    path = make_archive(tmp_path / "a", "first")
+    let_clock_step()
+    first = [use(path, check=True).stdout for _ in range(2)]
+    before = path.stat()
+    data = make_archive(tmp_path / "b", "again").read_bytes()
+    data = data.ljust(before.st_size, b"\0")[: before.st_size]
+    with open(path, "r+b") as file:
+        file.write(data)
+    if times == "as they were":
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    result = use(path)
+    if result.returncode == 0:
+        assert result.stdout not in first
+        assert result.stdout.strip().endswith(sum_of(path).encode())
+    else:
+        assert result.returncode == 65, "cut to the same size, it is refused"
+
+
+def test_what_may_change_within_a_step_of_the_clock_is_not_remembered(use, cache, tmp_path):
+    path = make_archive(tmp_path / "a", "a")
+    coarse = (int(time.time()) * 10**9,) * 2
+    os.utime(path, ns=coarse)
+    now = path.stat().st_ctime_ns
+    use(path, check=True)
+    memories = cache / os.fsdecode(memo.MEMO)
+    known = [name for name in os.listdir(memories) if name.endswith(f"-{now}")]
+    let_clock_step()
+    use(path, check=True)
+    assert len(os.listdir(memories)) >= len(known)
+    digest = sum_of(path)
+    assert {os.readlink(memories / name) for name in os.listdir(memories)} <= {digest}
+
+
+def test_a_directory_wins_over_the_cache_and_a_pipe_needs_none(run, tiny, cache, tmp_path):
+    env = {"PONCHO_PACKAGE_RUN_CACHE": cache}
+    result = run("-e", tiny, "-d", tmp_path / "kept", "--", *SHOW, env=env, check=True)
+    assert result.stdout == bytes(tmp_path / "kept") + b"\n"
+    result = run("-e", tmp_path / "kept", "--", *SHOW, env=env, check=True)
+    assert result.stdout == bytes(tmp_path / "kept") + b"\n"
+    assert not cache.exists()
+    with open(tiny, "rb") as file:
+        with subprocess.Popen(["cat"], stdin=file, stdout=subprocess.PIPE) as cat:
+            result = run("-e", "/dev/stdin", "--", *SHOW, env=env, stdin=cat.stdout, check=True)
+    assert result.stdout.startswith(bytes(tmp_path / "tmp"))
+    assert names(cache) == set()
+
+
+def test_without_a_command_it_is_prepared(run, tiny, cache):
+    run("--cache", cache, "-e", tiny, check=True)
+    assert (cache / sum_of(tiny) / MARKER).exists()
+
+
+def test_an_archive_that_is_none_makes_no_entry(use, run, cache, tmp_path):
+    path = tmp_path / "junk"
+    path.write_bytes(b"junk" * 1000)
+    refused(use(path), 65, "junk")
+    refused(use(tmp_path / "missing"), 66, "missing")
+    assert names(cache) == set()
+    assert private(cache) == []
+
+
+def test_32_at_once_unpack_once(spawn, tiny, cache):
+    words = ["--debug", "--cache", cache, "--cache-limit", "1G", "-e", tiny, "--", *SHOW]
+    running = [spawn(*words) for _ in range(32)]
+    ended = [each.communicate(timeout=120) for each in running]
+    assert {each.returncode for each in running} == {0}
+    assert {out for out, _ in ended} == {bytes(cache / sum_of(tiny)) + b"\n"}
+    assert sum(b"unpack:" in err for _, err in ended) == 1
+    assert private(cache) == []
+
+
+# Leases and the limit
+
+
+def test_what_was_used_least_recently_goes_first(use, cache, tmp_path):
+    paths = [make_archive(tmp_path / name, name, 100_000) for name in "abcd"]
+    a, b, c, d = (sum_of(path) for path in paths)
+    for path in paths[:3]:
+        use(path, check=True, limit="320K")
+        let_clock_step()
+    assert names(cache) == {a, b, c}
+    use(paths[0], check=True)
+    let_clock_step()
+    result = use(paths[3], "check", limit="320K", check=True)
+    assert result.stderr == b""
+    assert names(cache) == {a, c, d}
+    assert private(cache) == []
+
+
+# How a command may go on after the tool; each prints a line once it runs.
+COMMANDS = {
+    "itself": ["sh", "-c", "echo in; exec sleep 60"],
+    "what it has left": ["sh", "-c", "sleep 60 & echo in; exit"],
+    "without descriptors": [
+        sys.executable, "-c",
+        "import os, time; print('in', flush=True); os.closerange(3, 1000); "
+        "os.chdir(os.environ['CONDA_PREFIX']); time.sleep(60)",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_what_is_in_use_is_never_removed(use, spawn, cache, tmp_path, kind):
+    first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
+    running = spawn("--cache", cache, "-e", first, "--", *COMMANDS[kind])
+    assert running.stdout.readline() == b"in\n"
+    if kind == "without descriptors":
+        process.wait_for(lambda: os.readlink(f"/proc/{running.pid}/cwd").startswith(str(cache)))
+    result = use(second, limit="150K")
+    assert result.returncode == 0
+    assert result.stdout.startswith(bytes(tmp_path / "tmp")), "as if there were no cache"
+    assert result.stderr.count(b"\n") == 1
+    assert b"no room" in result.stderr
+    assert names(cache) == {sum_of(first)}
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    process.wait_for(lambda: not os.path.exists(f"/proc/{running.pid}"))
+    result = use(second, "check", limit="150K", check=True)
+    assert result.stderr == b""
+    assert names(cache) == {sum_of(second)}
+
+
+def test_by_how_much_leases_exceed_the_limit_is_told(use, spawn, cache, tmp_path):
+    """Of zeros, an archive is much smaller than its content: that is known when it is unpacked."""
+    first = make_archive(tmp_path / "a", "a", 100_000)
+    second = make_archive(tmp_path / "b", "b", 400_000, random_content=False)
+    running = spawn("--cache", cache, "-e", first, "--", *COMMANDS["itself"])
+    assert running.stdout.readline() == b"in\n"
+    result = use(second, "check", limit="300K")
+    assert result.returncode == 0
+    told = re.search(rb"holds (\d+)K more than its limit", result.stderr)
+    total = (100_000 + 400_000) / 1024
+    assert told, result.stderr
+    assert abs(int(told.group(1)) - (total - 300)) < 5
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    use(first, "check", limit="300K", check=True)  # is there: nothing is unpacked, nothing removed
+    third = make_archive(tmp_path / "c", "c", 1000)
+    use(third, limit="300K", check=True)
+    assert sum(each.size for each in room.found(os.fsencode(cache))) <= 300 << 10
+
+
+def test_200_runs_of_12_archives_in_a_cache_for_four(run, spawn, use, cache, tmp_path):
+    rng = random.Random(12)
+    paths = [make_archive(tmp_path / f"a{number}", str(number), 100_000) for number in range(12)]
+    limit = "410K"
+    running, killed = [], set()
+    told = b"poncho_package_run: "
+    for number in range(200):
+        words = ["--cache", cache, "--cache-limit", limit, "-e", rng.choice(paths)]
+        tool = spawn(*words, "--", "sh", "-c", "check && sleep 0.2 && check && echo whole")
+        running.append(tool)
+        if number % 10 == 9:
+            victim = rng.choice(running[-10:])
+            if victim.poll() is None:
+                os.killpg(victim.pid, signal.SIGKILL)
+                killed.add(victim.pid)
+        while sum(each.poll() is None for each in running) >= 16:
+            time.sleep(0.01)
+    for each in running:
+        out, err = each.communicate(timeout=120)
+        if each.pid not in killed:
+            assert (each.returncode, out) == (0, b"whole\n"), err
+            assert all(line.startswith(told) for line in err.splitlines()), err
+    # One more start finds no one at work, and the limit is kept.
+    last = make_archive(tmp_path / "last", "last", 100_000)
+    assert use(last, "check", limit=limit, check=True).stderr == b""
+    whole = list(room.found(os.fsencode(cache)))
+    assert all(each.is_whole for each in whole)
+    assert sum(each.size for each in whole) <= 410 << 10
+    assert len(whole) == 4
+    assert private(cache) == []
+
+
+def test_what_another_machine_has_used_lately_is_left_alone(use, cache, tmp_path):
+    first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
+    use(first, check=True)
+    uses = cache / os.fsdecode(memo.USES)
+    other = uses / f"{sum_of(first)}-00000000-1111-2222-3333-444444444444"
+    other.write_text("another machine's")
+    result = use(second, limit="150K")
+    assert b"no room" in result.stderr
+    assert names(cache) == {sum_of(first)}
+    week = time.time() - 7 * 24 * 3600 - 60
+    os.utime(other, (week, week))
+    assert use(second, limit="150K", check=True).stderr == b""
+    assert names(cache) == {sum_of(second)}
+    assert not [name for name in os.listdir(uses) if name.startswith(sum_of(first))]
+
+
+def test_an_earlier_boot_of_this_machine_keeps_nothing(use, cache, tmp_path):
+    first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
+    use(first, check=True)
+    uses = cache / os.fsdecode(memo.USES)
+    (own,) = uses.iterdir()
+    machine = own.read_text()
+    if not machine:
+        pytest.skip("this machine has no machine id")
+    earlier = own.rename(uses / f"{sum_of(first)}-00000000-1111-2222-3333-444444444444")
+    os.utime(earlier, (10**9, 10**9))
+    with open("/proc/uptime", encoding="ascii") as file:
+        booted = time.time() - float(file.read().split()[0])
+    os.utime(earlier, (booted - 60, booted - 60))
+    assert use(second, limit="150K", check=True).stderr == b""
+    assert names(cache) == {sum_of(second)}
+
+
+def test_where_locks_are_refused_nothing_lately_used_is_removed(use, cache, tmp_path):
+    first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
+    refusing = tracing.strace("-e", "inject=flock:error=ENOLCK")
+    use(first, "check", check=True, wrapper=refusing)
+    result = use(second, "check", limit="150K", wrapper=refusing)
+    assert (result.returncode, names(cache)) == (0, {sum_of(first)})
+    assert b"no room" in result.stderr
+    for path in (cache / os.fsdecode(memo.USES)).iterdir():
+        os.utime(path, (1, 1))
+    use(second, "check", limit="150K", wrapper=refusing, check=True)
+    assert names(cache) == {sum_of(second)}
+
+
+# A full disk
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The start of a command line for which tmp_path/"small" is a file system of 64 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    namespace = ["-m"] if os.geteuid() == 0 else ["-Urm"]
+    script = 'mount -t tmpfs -o size=64m none "$0" && "$@"'
+    wrapper = [need("unshare"), *namespace, "sh", "-c", script, folder]
+    if subprocess.run([*wrapper, "true"], stderr=subprocess.DEVNULL).returncode:
+        missing("needs a mount namespace: run it as root, or allow user namespaces")
+    return wrapper
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_full_disk_frees_what_is_unused_and_tries_once_more(artifact, tmp_path, small, held):
+    paths = [make_archive(tmp_path / name, name, 25 << 20) for name in "abc"]
+    tool = f'"{sys.executable}" "{artifact}" --cache "{tmp_path}/small/cache" -e'
+    lines = []
+    for path in paths[:2]:
+        wait = f"sh -c 'echo >>\"{tmp_path}/in\"; exec sleep 60' &" if held else "check || exit"
+        lines.append(f'{tool} "{path}" {wait}')
+        if held:
+            count = len(lines) // 2 + 1
+            lines.append(f'until [ "$(wc -l <"{tmp_path}/in")" = {count} ]; do sleep 0.1; done')
+    lines.append(f'{tool} "{paths[2]}" check; status=$?')
+    lines.append(f'ls "{tmp_path}/small/cache"; kill $(jobs -p) 2>/dev/null; exit $status')
+    command = [*small, "bash", "-c", "\n".join(lines)]
+    result = subprocess.run(command, capture_output=True, timeout=120)
+    found = set(result.stdout.decode().split())
+    if held:
+        assert result.returncode == 74, result
+        assert b"No space left on device" in result.stderr
+        assert result.stderr.count(b"poncho_package_run: ") == 1
+        assert found == {sum_of(paths[0]), sum_of(paths[1])}
+    else:
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert sum_of(paths[2]) in found
+
+
+# Others
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o707, 0o1777])
+def test_a_cache_that_others_may_write_is_refused(use, tiny, cache, mode):
+    cache.mkdir()
+    cache.chmod(mode)
+    refused(use(tiny), 73, str(cache), "others may write", "chmod go-w")
+    assert os.listdir(cache) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling"])
+def test_a_cache_that_is_no_directory_is_refused(use, tiny, cache, kind):
+    cache.write_text("") if kind == "file" else cache.symlink_to("nowhere/at/all")
+    result = use(tiny)
+    if kind == "file":
+        refused(result, 73, str(cache))
+    else:
+        assert result.returncode in (0, 73)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be several users")
+class TestSeveralUsers:
+    def as_user(self, number):
+        return [need("setpriv"), "--reuid", str(number), "--regid", str(number), "--clear-groups"]
+
+    @pytest.fixture
+    def open_path(self, tmp_path):
+        for path in [tmp_path, *tmp_path.parents]:
+            if path != Path("/tmp") and path != Path("/"):
+                path.chmod(path.stat().st_mode | 0o055)
+        (tmp_path / "tmp").mkdir(exist_ok=True)
+        (tmp_path / "tmp").chmod(0o1777)
+
+    @pytest.fixture
+    def everybody_s(self, artifact, tmp_path, open_path):
+        """The artifact and an interpreter, where everybody can read them."""
+        shutil.copy(artifact, tmp_path / "tool")
+        (tmp_path / "tool").chmod(0o755)
+        return tmp_path / "tool"
+
+    def call(self, tool, number, cache, archive, tmp_path, *words):
+        command = ["/usr/bin/python3", tool, "--cache", cache, "-e", archive, "--"]
+        command += words or SHOW
+        env = {"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path / "tmp")}
+        prefix = self.as_user(number) if number else []
+        return subprocess.run([*prefix, *command], env=env, capture_output=True, cwd="/")
+
+    def test_roots_cache_is_used_for_what_is_in_it(self, everybody_s, cache, tmp_path):
+        first, second = (make_archive(tmp_path / name, name) for name in "ab")
+        assert self.call(everybody_s, 0, cache, first, tmp_path).returncode == 0
+        cache.chmod(0o755)
+        before = sorted(str(path) for path in cache.rglob("*"))
+        result = self.call(everybody_s, 12345, cache, first, tmp_path, "check")
+        assert (result.returncode, result.stderr) == (0, b"")
+        result = self.call(everybody_s, 12345, cache, first, tmp_path)
+        assert result.stdout.strip() == bytes(cache / sum_of(first))
+        result = self.call(everybody_s, 12345, cache, second, tmp_path)
+        assert result.stdout.startswith(bytes(tmp_path / "tmp"))
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert sorted(str(path) for path in cache.rglob("*")) == before
+
+    def test_two_users_have_a_cache_each(self, everybody_s, tmp_path):
+        path = make_archive(tmp_path / "a", "a")
+        (tmp_path / "scratch").mkdir()
+        (tmp_path / "scratch").chmod(0o1777)
+        for number in (12345, 12346):
+            own = tmp_path / "scratch" / f"envs-{number}"
+            result = self.call(everybody_s, number, own, path, tmp_path)
+            assert result.stdout.startswith(bytes(own)), result
+        # The other one's cannot even be looked into.
+        result = self.call(everybody_s, 12345, own, path, tmp_path)
+        assert result.returncode in (0, 73)
+        assert not result.stdout.startswith(bytes(own))
+
+    def test_root_writes_nothing_into_a_users_cache(self, everybody_s, cache, tmp_path):
+        path = make_archive(tmp_path / "a", "a")
+        cache.mkdir()
+        os.chown(cache, 12345, 12345)
+        result = self.call(everybody_s, 0, cache, path, tmp_path)
+        assert result.stdout.startswith(bytes(tmp_path / "tmp"))
+        assert os.listdir(cache) == []
+
+    def test_one_that_a_stranger_has_planted_in_tmp_is_refused(self, everybody_s, tmp_path):
+        path = make_archive(tmp_path / "a", "a")
+        planted = tmp_path / "tmp" / "envs"
+        planted.mkdir()
+        os.chown(planted, 12346, 12346)
+        planted.chmod(0o755)
+        for number in (0, 12345):
+            result = self.call(everybody_s, number, planted, path, tmp_path)
+            refused(result, 73, str(planted), "another user")
+
+
+# What somebody has changed by hand
+
+
+def test_an_environment_may_be_removed_by_hand(use, tiny, cache):
+    use(tiny, check=True)
+    shutil.rmtree(cache / sum_of(tiny))
+    assert use(tiny, check=True).stderr == b""
+    shutil.rmtree(cache)
+    assert use(tiny, check=True).stderr == b""
+
+
+@pytest.mark.parametrize("gone", [[MARKER], [MARKER, MANIFEST], [MANIFEST], ["conda-meta", MARKER]])
+def test_half_of_one_is_cleared_and_unpacked_again(use, run, cache, tmp_path, gone):
+    path, other = (make_archive(tmp_path / name, name) for name in "ab")
+    use(path, check=True)
+    entry = cache / sum_of(path)
+    for name in gone:
+        if (entry / name).is_dir():
+            shutil.rmtree(entry / name)
+        else:
+            (entry / name).unlink()
+    table = run("--cache", cache, "--list-cache", check=True).stdout.decode()
+    assert ("damaged" in table) == (MARKER in gone), table
+    result = use(path, "check")
+    assert result.returncode == 0, result
+    assert b"unpacking again" in result.stderr or MARKER not in gone
+    assert (entry / MARKER).exists()
+    if MARKER in gone:
+        # As another run's leftover it goes, too.
+        (entry / MARKER).unlink()
+        use(other, "check", limit="100M", check=True)
+        assert names(cache) == {sum_of(other)}
+    assert private(cache) == []
+
+
+@pytest.mark.parametrize("target", ["../../victim", "/etc", "x" * 64, "A" * 64, "0" * 63, ".."])
+def test_a_memory_that_makes_no_sense_is_none(use, tiny, cache, target):
+    use(tiny, check=True)
+    memories = cache / os.fsdecode(memo.MEMO)
+    memories.mkdir(exist_ok=True)
+    for path in memories.iterdir():
+        path.unlink()
+    (memories / os.fsdecode(memo.key(os.stat(tiny)))).symlink_to(target)
+    assert use(tiny, check=True).stdout == bytes(cache / sum_of(tiny)) + b"\n"
+
+
+def test_a_memory_of_what_is_gone_is_no_obstacle(use, tiny, cache):
+    use(tiny, check=True)
+    memories = cache / os.fsdecode(memo.MEMO)
+    memories.mkdir(exist_ok=True)
+    for path in memories.iterdir():
+        path.unlink()
+    (memories / os.fsdecode(memo.key(os.stat(tiny)))).symlink_to("0" * 64)
+    # Nothing is there: it is unpacked to where it was remembered, or to where it belongs.
+    assert use(tiny, "hello", check=True).stdout == b"hello\n"
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(memo.MEMO), os.fsdecode(memo.USES)])
+@pytest.mark.parametrize("what", ["file", "fifo", "symlink"])
+def test_what_lies_in_the_place_of_the_tool_s_own_is_no_obstacle(
+    use, tiny, cache, tmp_path, name, what
+):
+    cache.mkdir(mode=0o700)
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    if what == "file":
+        (cache / name).write_text("")
+    elif what == "fifo":
+        os.mkfifo(cache / name)
+    else:
+        (cache / name).symlink_to(victim)
+    for _ in range(2):
+        assert use(tiny, "hello", check=True, timeout=20).stdout == b"hello\n"
+
+
+# What a person looks at
+
+
+def test_the_table(run, spawn, use, cache, tmp_path):
+    block = readme.block("tests/test_cache.py::test_the_table")
+    assert block.strip() == "python3 poncho_package_run.pyz --list-cache"
+    old = make_archive(tmp_path / "old.tar.gz", "old", 3_000_000)
+    new = make_archive(tmp_path / "new.tar.gz", "new", 1000)
+    use(old, check=True)
+    for path in (cache / os.fsdecode(memo.USES)).iterdir():
+        os.utime(path, (10**9, 10**9))
+    running = spawn("--cache", cache, "-e", new, "--", *COMMANDS["itself"])
+    assert running.stdout.readline() == b"in\n"
+    (cache / ("0" * 64)).mkdir()
+    (cache / ("0" * 64) / "left").write_bytes(b"x" * 5000)
+    os.utime(cache / ("0" * 64), (10**8, 10**8))
+    env = {"PONCHO_PACKAGE_RUN_CACHE": cache, "TZ": "UTC"}
+    result = run("--list-cache", "--cache-limit", "20G", env=env, check=True)
+    head, *rows, last = result.stdout.decode().splitlines()
+    assert re.split("  +", head.strip()) == [
+        "SIZE", "FILES", "LAST USE", "STATE", "ARCHIVE, AND WHERE IT LIES",
+    ]  # fmt: skip
+    assert [re.split(r"  +", row.strip())[-2] for row in rows] == ["new.tar.gz", "old.tar.gz", "?"]
+    assert [re.search(r"in use|free|damaged", row).group() for row in rows] == [
+        "in use", "free", "damaged",
+    ]  # fmt: skip
+    assert "2001-09-09 01:46" in rows[1]
+    assert rows[1].split()[:2] == ["2.9M", "3"]
+    assert rows[0].endswith(str(cache / sum_of(new)))
+    assert last == f"2.9M of 20G in 3 environments, in {cache}"
+    assert b"\033" not in result.stdout
+
+
+def test_the_table_of_nothing(run, cache):
+    result = run("--list-cache", "--cache", cache, check=True)
+    assert result.stdout.decode().splitlines()[-1] == f"0B in 0 environments, in {cache}"
+    assert not cache.exists()
+    refused(run("--list-cache"), 64, "--cache", "PONCHO_PACKAGE_RUN_CACHE")
+
+
+def test_the_line_for_a_profile(artifact, tiny, tmp_path):
+    line = readme.block("tests/test_cache.py::test_the_line_for_a_profile")
+    for _ in range(2):
+        tool = f'"{sys.executable}" "{artifact}" -e "{tiny}"'
+        script = f"{line}\n{tool} -- sh -c 'echo $CONDA_PREFIX'"
+        env = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+        done = subprocess.run(["sh", "-c", script], env=env, capture_output=True, check=True)
+        assert done.stdout.decode().strip() == f"{tmp_path}/envs-{os.getuid()}/{sum_of(tiny)}"
+
+
+SIZES = {"0": 0, "1": 1, "512": 512, "1K": 1024, "1k": 1024, "1KB": 1024, "1KiB": 1024,
+         "1.5M": 3 << 19, "20G": 20 << 30, "2T": 2 << 40, "500M": 500 << 20, "7B": 7}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SIZES)
+def test_a_size(text):
+    assert size(text) == SIZES[text]
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "1X", "nan", "inf", "1e30", "1 000", "20GG", "x"])
+def test_what_is_no_size(run, tiny, cache, text):
+    with pytest.raises(UsageError):
+        size(text)
+    result = run("--cache", cache, f"--cache-limit={text}", "-e", tiny, "true")
+    refused(result, 64, "cache-limit")
+
+
+def test_sizes_as_people_read_them():
+    shown = [(0, "0B"), (1023, "1023B"), (1024, "1.0K"), (10_200, "10K"), (1 << 20, "1.0M")]
+    shown += [(999 << 20, "999M"), (1000 << 20, "1.0G"), (5 << 40, "5.0T"), (5000 << 40, "5000T")]
+    assert [(number, room.shown(number)) for number, _ in shown] == shown
+
+
+def test_the_facts_that_the_marker_has(use, tiny, cache):
+    use(tiny, check=True)
+    facts = json.loads((cache / sum_of(tiny) / MARKER).read_bytes())
+    assert facts["archive"] == str(tiny)
+    paths = (cache / sum_of(tiny)).rglob("[!.]*")
+    assert facts["files"] == len([p for p in paths if p.is_file() and not p.is_symlink()])
+    assert facts["archive_size"] is None, "whatever copy it came from"
