@@ -1,6 +1,6 @@
 """A failure and a signal end the tool at once, whatever its threads are at.
 
-``python tests/endings.py`` does thousands of what is done here with a hundred of each.
+``python tests/endings.py`` does thousands of what is done here with forty of each.
 """
 
 import os
@@ -17,8 +17,8 @@ from support.messages import refused, status_of
 
 
 @pytest.mark.slow
-def test_no_hang_in_100_failing_and_100_cancelled_runs():
-    failures, _ = endings.endings(200, busy=2)
+def test_no_hang_in_40_failing_and_40_cancelled_runs():
+    failures, _ = endings.endings(80, busy=2)
     assert failures == []
 
 
