@@ -98,7 +98,7 @@ fi
 IFS=' 	
 '
 _ppr_say() {
-    echo "poncho_package_run: $1" >&2
+    printf 'poncho_package_run: %s\n' "$1" >&2
     exit "$2"
 }
 _ppr_give_up() {
@@ -306,15 +306,20 @@ _ppr_less=-o
 case $(tar --version 2>&1) in
     *GNU* | *bsdtar*) _ppr_less='--exclude=*/site-packages/*' ;;
 esac
+_ppr_file=$_ppr_env
+[ "${_ppr_env#/}" = "$_ppr_env" ] && _ppr_file=./$_ppr_env # "host:file" is another machine's
+_ppr_umask=$(umask)
+umask 077
 if [ -e /dev/null ]; then
-    TAR_OPTIONS= LC_ALL=C tar "-xo${_ppr_how}f" "$_ppr_env" -C "$_ppr_copy/env" "$_ppr_less" \
+    TAR_OPTIONS= LC_ALL=C tar "-xo${_ppr_how}f" "$_ppr_file" -C "$_ppr_copy/env" "$_ppr_less" \
         2>"$_ppr_copy/said" &
     _ppr_tar=$!
     wait "$_ppr_tar" 2>>"$_ppr_null" # some shells tell how it ended
 else
-    TAR_OPTIONS= LC_ALL=C tar "-xo${_ppr_how}f" "$_ppr_env" -C "$_ppr_copy/env" "$_ppr_less" \
+    TAR_OPTIONS= LC_ALL=C tar "-xo${_ppr_how}f" "$_ppr_file" -C "$_ppr_copy/env" "$_ppr_less" \
         2>"$_ppr_copy/said"
 fi
+umask "$_ppr_umask"
 [ "$_ppr_caught" ] && [ "$_ppr_tar" ] && wait "$_ppr_tar" 2>>"$_ppr_null"
 _ppr_tar=
 [ "$_ppr_caught" ] && _ppr_clean

@@ -323,6 +323,26 @@ def test_other_compressions_as_far_as_tar_can(root, environment, format, program
     assert root.left == []
 
 
+@pytest.mark.parametrize("name", ["a:b.tar.gz", "-x", "a b'c\"$(d)*", "\\n"])
+def test_whatever_the_archive_is_called(root, name):
+    os.rename(root.path / "env.tar.gz", root.path / name)
+    words = ["-e", name, "python3", "-c", WHERE]
+    variables = {"POSIXLY_CORRECT": "1", "TAR_OPTIONS": "--version", "LC_ALL": "C"}
+    assert root.run(*words, env=variables, check=True).stdout.startswith(b"/tmp/poncho")
+    (root.path / name).write_bytes(b"\0" * 3000)
+    refused(root.run(*words, env=variables), 127, name)
+    assert root.left == []
+
+
+@pytest.mark.parametrize("mask", [0o777, 0o077, 0o000])
+def test_whatever_the_umask(root, mask):
+    result = root.run("-e", "env.tar.gz", "python3", "-c", WHERE, umask=mask)
+    if mask != 0o777:
+        assert result.stdout.startswith(b"/tmp/poncho"), result
+    assert result.returncode == 0 or b"holds none" not in result.stderr, result
+    assert root.left == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory to another user")
 def test_no_python_is_taken_from_what_another_user_may_have_planted(root):
     planted = root.path / "tmp" / "kept"
