@@ -93,7 +93,8 @@ for path in os.environ.get("PYTHONPATH", "").split(":"):
 # signals the caller ignores: CPython ignores SIGPIPE and SIGXFSZ itself, and forgets what they
 # were.  Without it the second word is this number, as the shell found it out.  Where the shell has
 # started programs, a third word is the mask of the signals that are to be blocked (dash forgets
-# it), and a fourth the private directory of a copy of the environment, with this interpreter.
+# it), and a fourth the private directory of a copy of the environment, with this interpreter:
+# then signals wait until somebody can look after the copy.
 IN_HEADER = """\
 import zipimport
 archive = zipimport.zipimporter(sys.argv.pop(1))
@@ -103,7 +104,8 @@ ignored = int(number)
 if notes[2:]:
     blocked = int(notes[2], 16)
     numbers = {each for each in range(1, 65) if blocked >> each - 1 & 1}
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, numbers - {32, 33})
+    early = {1, 2, 3, 15} - numbers if notes[3:] else set()
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, numbers - {32, 33} | early)
 if holder != "-":
     try:
         with open("/proc/" + holder + "/environ", "rb") as file:
@@ -129,7 +131,7 @@ except OSError:
     pass
 """
 
-COPY = """, os.fsencode(notes[3]) if notes[3:] else None"""
+COPY = """, (os.fsencode(notes[3]), early) if notes[3:] else None"""
 
 # What is the same in each header of the archives that header.sh makes, for their checksum, which
 # counts itself as eight spaces.

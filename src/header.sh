@@ -80,8 +80,9 @@ fi
 
 # -I keeps PYTHON* variables, the working directory and the user's packages out, -S spares the
 # search for others (4 ms), -B writes no bytecode into an environment.
+_ppr_exec=exec
 _ppr_run() {
-    eval 'exec "$_ppr_python" -BIS -c "$_ppr_entry" "$0" "$_ppr_notes" "$@"' "$_ppr_keep"
+    eval "$_ppr_exec"' "$_ppr_python" -BIS -c "$_ppr_entry" "$0" "$_ppr_notes" "$@"' "$_ppr_keep"
 }
 for _ppr_python in python3 @versions@ /usr/libexec/platform-python "${0%/*}/python3"; do
     command -v "$_ppr_python" >>"$_ppr_null" 2>&1 && _ppr_run "$@"
@@ -97,6 +98,7 @@ fi
 # lies: what is to be relocated is not needed to start it.
 IFS=' 	
 '
+_ppr_exec='command exec' # which comes back where that Python cannot be executed
 _ppr_say() {
     printf 'poncho_package_run: %s\n' "$1" >&2
     exit "$2"
@@ -144,6 +146,13 @@ _ppr_parse() {
 _ppr_parse "$@" # a function: in it, shift leaves the words of the command line alone
 [ "$_ppr_env" ] || _ppr_give_up "and the command line names no environment that may have one"
 
+# Whether a Python runs.  (A shell takes an empty file for a script that does nothing.)
+_ppr_ask='import sys, json, os; print(sys.version_info >= (3, 6))'
+_ppr_runs() {
+    _ppr_why=$("$_ppr_python" -BIS -c "$_ppr_ask" 2>&1)
+    [ "$_ppr_why" = True ]
+}
+
 # Whether there is a Python in an environment, which may lie below top directories.
 _ppr_find() {
     for _ppr_python in "$1/bin/python3" "$1"/*/bin/python3 "$1"/*/*/bin/python3; do
@@ -152,14 +161,37 @@ _ppr_find() {
     false
 }
 
-# The one of a directory.  In /tmp anybody could have made it.
+# The one of a directory.  In /tmp anybody could have made it.  After a power loss it may be
+# damaged; a completion marker of this boot proves that there was none.
 _ppr_try() {
-    _ppr_real=$(cd -P "$1" && pwd -P) || return
-    { [ -O "$_ppr_real" ] || [ ! -k "${_ppr_real%/*}/" ]; } && _ppr_find "$_ppr_real"
+    _ppr_why="and none in $1"
+    _ppr_real=$(CDPATH='' command cd -P "$1" >>"$_ppr_null" && pwd -P) || return
+    if [ ! -O "$_ppr_real" ] && [ -k "${_ppr_real%/*}/" ]; then
+        _ppr_why="and $1 is not yours, in a directory where anyone may have made it"
+        return 1
+    fi
+    _ppr_find "$_ppr_real" || return
+    _ppr_marker=
+    _ppr_boot=
+    [ -f "$_ppr_real/.poncho_package_run_expanded" ] &&
+        read -r _ppr_marker <"$_ppr_real/.poncho_package_run_expanded"
+    [ -r /proc/sys/kernel/random/boot_id ] && read -r _ppr_boot </proc/sys/kernel/random/boot_id
+    # A program, or a script: anything else a shell may take for a script that does nothing.
+    _ppr_head=
+    [ -s "$_ppr_python" ] && IFS= read -r _ppr_head <"$_ppr_python"
+    case $_ppr_head in
+        '#!'* | "$(printf '\177ELF')"*) ;;
+        *) _ppr_marker= ;;
+    esac
+    case $_ppr_marker in
+        *'"on_disk": true'* | *"\"boot_id\": \"${_ppr_boot:-none}\""*) ;;
+        *) _ppr_runs || { _ppr_why="and that of $1 does not run here: ${_ppr_why%%
+*}" && false; } ;;
+    esac
 }
 if [ -d "$_ppr_env" ]; then
     _ppr_try "$_ppr_env" && _ppr_run "$@"
-    _ppr_give_up "and none in the environment"
+    _ppr_give_up "$_ppr_why"
 elif [ -f "$_ppr_dir/.poncho_package_run_expanded" ]; then
     _ppr_try "$_ppr_dir" && _ppr_run "$@"
 fi
@@ -170,7 +202,7 @@ fi
 [ -f "$_ppr_env" ] || _ppr_give_up "and none can be taken from $_ppr_env, which is no file"
 [ "$(command -v tar)" ] || _ppr_give_up "and no tar to take that of the environment"
 _ppr_tmp=
-[ -d "${TMPDIR:-/tmp}" ] && _ppr_tmp=$(cd -P "${TMPDIR:-/tmp}" && pwd -P)
+[ -d "${TMPDIR:-/tmp}" ] && _ppr_tmp=$(CDPATH='' command cd -P "${TMPDIR:-/tmp}" >>"$_ppr_null" && pwd -P)
 [ "$_ppr_tmp" ] || _ppr_say "${TMPDIR:-/tmp} is no directory; set TMPDIR to one with room" 73
 
 # Signals end it once tar has ended, and nothing is left; a second one does at once.
@@ -185,6 +217,7 @@ for _ppr_signal in HUP:1 INT:2 QUIT:3 TERM:15; do
     trap "_ppr_note ${_ppr_signal#*:}" "${_ppr_signal%:*}"
 done 2>>"$_ppr_null"
 _ppr_clean() {
+    [ "$(command -v chmod)" ] && chmod -R u+rwx "$_ppr_copy" 2>>"$_ppr_null"
     if [ "$(command -v rm)" ]; then
         rm -rf "$_ppr_copy"
     elif [ "$(command -v busybox)" ]; then
@@ -262,7 +295,7 @@ _ppr_space() {
         _ppr_value="\"$1:[${_ppr_value%%]*}]\""
     fi
 }
-_ppr_links=$({ TAR_OPTIONS= tar -cf - -C /proc/self/ns pid time; } 2>>"$_ppr_null")
+{ _ppr_links=$(TAR_OPTIONS= tar -cf - -C /proc/self/ns pid time); } 2>>"$_ppr_null"
 _ppr_start=
 [ -r /proc/$$/stat ] && read -r _ppr_start </proc/$$/stat
 _ppr_line /proc/sys/kernel/random/boot_id
@@ -280,7 +313,7 @@ _ppr_twentieth() {
     shift 19
     _ppr_owner="$_ppr_owner, \"start_time\": ${1:-null}}"
 }
-[ "$_ppr_start" ] && _ppr_twentieth ${_ppr_start##*) }
+[ "$_ppr_start" ] && _ppr_twentieth ${_ppr_start##*') '}
 [ "$_ppr_start" ] || _ppr_owner="$_ppr_owner, \"start_time\": null}"
 (
     umask 077
@@ -291,8 +324,6 @@ _ppr_twentieth() {
     _ppr_say "cannot write $_ppr_copy; set TMPDIR to a directory with room" 74
 }
 
-# In the background, so that a signal is heard at once.
-[ "$_ppr_caught" ] && _ppr_clean
 # Not every tar knows a compression by itself, and what is half of most environments is not needed.
 _ppr_how=
 IFS= read -r _ppr_how 2>>"$_ppr_null" <"$_ppr_env"
@@ -310,10 +341,19 @@ _ppr_file=$_ppr_env
 [ "${_ppr_env#/}" = "$_ppr_env" ] && _ppr_file=./$_ppr_env # "host:file" is another machine's
 _ppr_umask=$(umask)
 umask 077
-if [ -e /dev/null ]; then
+[ "$_ppr_caught" ] && _ppr_clean
+# In the background, so that a signal is heard at once; unless the caller blocks SIGCHLD (bit 16),
+# without which some shells wait for ever.
+_ppr_background=
+[ -e /dev/null ] && case ${_ppr_mask%????} in
+    *[13579bdfBDF]) ;;
+    *) _ppr_background=1 ;;
+esac
+if [ "$_ppr_background" ]; then
     TAR_OPTIONS= LC_ALL=C tar "-xo${_ppr_how}f" "$_ppr_file" -C "$_ppr_copy/env" "$_ppr_less" \
         2>"$_ppr_copy/said" &
     _ppr_tar=$!
+    [ "$_ppr_caught" ] && kill "$_ppr_tar" 2>>"$_ppr_null"
     wait "$_ppr_tar" 2>>"$_ppr_null" # some shells tell how it ended
 else
     TAR_OPTIONS= LC_ALL=C tar "-xo${_ppr_how}f" "$_ppr_file" -C "$_ppr_copy/env" "$_ppr_less" \
@@ -327,15 +367,17 @@ _ppr_tar=
 # What is wrong with the archive the tool will say, if only its Python was in what came.
 _ppr_why="and $_ppr_env holds none"
 if _ppr_find "$_ppr_copy/env"; then
-    _ppr_why=$("$_ppr_python" -BIS -c 'import sys; sys.exit(sys.version_info < (3, 6))' 2>&1) && {
+    if _ppr_runs; then
         [ "$_ppr_caught" ] && _ppr_clean
         trap - HUP INT QUIT TERM
         _ppr_notes="$_ppr_notes $_ppr_copy"
         _ppr_run "$@"
-    }
-    _ppr_why="and that of $_ppr_env does not run here: ${_ppr_why%%"
-"*}"
-elif [ -s "$_ppr_copy/said" ]; then
+        _ppr_why="it could not be executed"
+    fi
+    _ppr_why="and that of $_ppr_env does not run here: ${_ppr_why%%
+*}"
+fi
+if [ -s "$_ppr_copy/said" ]; then
     while read -r _ppr_why && [ ! "$_ppr_why" ]; do :; done <"$_ppr_copy/said"
     _ppr_why="and none comes out of $_ppr_env: $_ppr_why"
 fi

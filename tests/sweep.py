@@ -150,6 +150,11 @@ def say(row: tuple, text: str) -> None:
     print(f"{row[0].__name__}, {row[1]}: {text}", flush=True)
 
 
+# A shell's background jobs ignore SIGINT, and so would what they start.
+for _number in SIGNALS:
+    signal.signal(_number, signal.SIG_DFL)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=1200, help="how many; 0: at all points")

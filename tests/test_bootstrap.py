@@ -6,6 +6,7 @@ is this machine's.)
 """
 
 import ast
+import io
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -366,7 +368,7 @@ def test_the_caller_s_variables_and_signal_mask_are_the_command_s(root):
         "mask = sorted(map(int, signal.pthread_sigmask(0, [])))\n"
         "print(json.dumps([mask, dict(os.environ)]))\n"
     )
-    mask = {signal.SIGUSR1, signal.SIGTERM, signal.SIGRTMIN + 3}
+    mask = {signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD, signal.SIGRTMIN + 3}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, mask)
     try:
         for _ in range(2):
@@ -400,6 +402,74 @@ def test_damage_of_the_directory_whose_python_runs_the_tool_is_mended(root):
     assert (result.returncode, result.stdout) == (0, b"/kept/bin/python3 0 caller's\n"), result
     assert b"unpacking again" in result.stderr
     assert damaged.stat().st_size == size
+
+
+def with_python(archive, content):
+    """Put something in the place of an archive's Python."""
+    with tarfile.open(archive) as old:
+        members = [(info, info.isfile() and old.extractfile(info).read()) for info in old]
+    with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as new:
+        for info, data in members:
+            if re.fullmatch(r"bin/python3\.\d+", info.name):
+                data, info.size = content, len(content)
+            new.addfile(info, io.BytesIO(data) if info.isfile() else None)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 99_999, b"no program\n", b"\x7fELF" + b"\1" * 60])
+def test_a_python_that_does_not_run_is_none(root, content):
+    """A shell takes an empty file for a script, and ends with status 0."""
+    archive = root.path / "env.tar.gz"
+    with_python(archive, content)
+    result = root.run("-e", "env.tar.gz", "python3", "-c", WHERE)
+    assert result.returncode == 127, result
+    assert result.stderr.count(b"\n") == 1
+    assert root.left == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100_000])
+@pytest.mark.parametrize("boot", ["this", "another"])
+def test_a_directory_whose_python_is_damaged(root, content, boot):
+    words = ["-e", "env.tar.gz", "-d", "kept", "python3", "-c", WHERE]
+    root.run(*words, check=True)
+    kept = root.path / "kept"
+    (python,) = [path for path in kept.glob("bin/python3.*") if not path.is_symlink()]
+    times = python.stat()
+    python.write_bytes(content)
+    os.utime(python, ns=(times.st_atime_ns, times.st_mtime_ns))
+    if boot == "another":
+        marker = json.loads((kept / MARKER).read_text())
+        marker["boot_id"] = "0" * 8 + marker["boot_id"][8:]
+        (kept / MARKER).write_text(json.dumps(marker, sort_keys=True) + "\n")
+    result = root.run(*words)
+    assert (result.returncode, result.stdout) != (0, b""), "the command has not run"
+    if boot == "another":
+        assert (result.returncode, result.stdout) == (0, b"/kept/bin/python3 0 caller's\n"), result
+        assert b"unpacking again" in result.stderr
+    result = root.run("-e", "kept", "python3", "-c", WHERE)
+    assert (result.returncode, result.stdout) != (0, b"")
+    assert root.left == []
+
+
+def test_a_signal_before_tar_is_started_ends_it_as_well(root):
+    root.wait_in_tar()
+    tar = root.path / "bin" / "tar"
+    kill = "--version) until [ -s /pid ]; do :; done; read -r pid </pid; kill -TERM $pid ;;"
+    tar.write_text(tar.read_text().replace("\ncase", f'\ncase "$*" in {kill} esac\ncase', 1))
+    stopped = root.start("-e", "env.tar.gz", "-d", "kept", "true", env={"WAIT": "before"})
+    (root.path / "pid").write_text(f"{stopped.pid}\n")
+    out, err = stopped.communicate(timeout=20)
+    assert stopped.returncode in (143, -signal.SIGTERM), (out, err)
+    assert not (root.path / "kept").exists()
+
+
+def test_where_cd_would_go_elsewhere(root):
+    for name in ("other/rel", "rel", "other/kept"):
+        (root.path / name).mkdir(parents=True)
+    env = {"CDPATH": "/other", "TMPDIR": "rel"}
+    words = ["-e", "env.tar.gz", "-d", "kept", "python3", "-c", WHERE]
+    for _ in range(2):
+        assert root.run(*words, env=env, check=True).stdout == b"/kept/bin/python3 0 caller's\n"
+    assert os.listdir(root.path / "rel") == os.listdir(root.path / "other/rel") == []
 
 
 # The rules of the command line, in sh and in Python

@@ -168,6 +168,7 @@ HOSTILE = {
     "types": metadata(entry(5), entry(None), {"prefix_placeholder": {}}, entry("a\0b")),
     "nested": b'{"prefix_placeholder":' * 20000,
     "braces": b"{" * 50000 + b'"prefix_placeholder"' * 3000 + b"}" * 50000,
+    "one-object": (b"{" + b'"prefix_placeholder":1,' * 860 + b'"a":1}') * 100,
     "nothing": b'"prefix_placeholder"' * 100000,
     "empty-path": metadata(entry(""), entry("."), entry("x" * 5000), entry("a/" * 3000 + "b")),
     "surrogate": metadata(entry("\ud800")),
@@ -193,3 +194,41 @@ def test_hostile_metadata_do_no_harm(run, tmp_path, name):
     run("-e", path, "-d", tmp_path / "kept", check=True)
     assert victim.read_bytes() == before
     assert os.fsencode(tmp_path / "kept") in (tmp_path / "kept/share/text").read_bytes()
+
+
+def test_a_short_place_is_found_only_where_it_is_a_path(run, tmp_path):
+    """Packed at /env, "#!/usr/bin/env" has no prefix in it: conda-unpack leaves that alone."""
+    script = "_prefix_records = [\n    ('share/text', '/env', 'text'),\n]\n"
+    texts = {
+        "bin/tool": b"#!/usr/bin/env python\n",
+        "share/other": b"/env-data/x /usr/env/y /env/lib=/env\n",
+    }
+    after = {
+        "bin/tool": b"#!/usr/bin/env python\n",
+        "share/other": b"/env-data/x /usr/env/y %s/lib=%s\n" % ((bytes(tmp_path / "kept"),) * 2),
+    }
+    content = {
+        "conda-meta/x.json": metadata(*[entry(name, "text") for name in texts]),
+        "share/text": b"/env/x\n",
+        "bin/conda-unpack": script.encode(),
+        **texts,
+    }
+    with tarfile.open(tmp_path / "a", "w:gz") as archive:
+        for name, data in content.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o755
+            archive.addfile(info, io.BytesIO(data))
+    run("-e", tmp_path / "a", "-d", tmp_path / "kept", check=True)
+    assert {name: (tmp_path / "kept" / name).read_bytes() for name in texts} == after
+
+
+def test_a_signal_is_heard_while_metadata_are_read(spawn, tmp_path):
+    document = (b"{" + b'"prefix_placeholder":1,' * 300 + b'"a":1}') * 1500
+    documents = {f"x{number}": document for number in range(12)}
+    path = archive_of(tmp_path / "a", documents, {})
+    tool = spawn("--debug", "-e", path, "-d", tmp_path / "kept", "true")
+    assert b"lock" in tool.stderr.readline()
+    while b"unpack:" not in tool.stderr.readline():
+        assert tool.poll() is None
+    tool.terminate()
+    assert tool.wait(timeout=10) in (0, 143)

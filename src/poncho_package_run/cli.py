@@ -109,14 +109,15 @@ def parse(words: list) -> Options:
 
 def main(
     ignored: int = 0,
-    copy: "bytes | None" = None,
+    copy: "tuple | None" = None,
     start: "Callable[[], int] | None" = None,
 ) -> None:
     """Do what ``sys.argv`` says; ends the process, or becomes the command.
 
     Args:
         ignored: the signals that our caller ignores, as in /proc/PID/status, if that is known.
-        copy: the private directory of a copy of the environment, of which this interpreter is.
+        copy: the private directory of a copy of the environment, of which this interpreter is,
+            and the signals that are blocked until they can be taken note of.
         start: what to do; its result is the exit status.
     """
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
@@ -127,7 +128,7 @@ def main(
         if copy is not None:
             from .place.copy import Copy
 
-            with Copy(copy) as Options.copy:
+            with Copy(*copy) as Options.copy:
                 status = _start()
         else:
             status = (start or _start)()

@@ -39,6 +39,9 @@ class interruptible:
 
     _active = None  # type: Optional[interruptible]
 
+    # Signals that were blocked until they can be taken note of.
+    blocked: set = set()
+
     def __enter__(self) -> "interruptible":
         self._caught = 0
         self._raised = False
@@ -50,6 +53,9 @@ class interruptible:
         interruptible._active = self
         for number in self._before:
             signal.signal(number, self._handle)
+        if interruptible.blocked:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, interruptible.blocked)
+            interruptible.blocked = set()
         return self
 
     def _handle(self, number: int, frame: "Optional[FrameType]") -> None:

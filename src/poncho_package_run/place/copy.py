@@ -8,7 +8,12 @@ import os
 import sys
 
 from ..machine import library
+from ..machine.signals import interruptible
 from .private import PrivateDirectory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Set
 
 
 class Copy:
@@ -16,12 +21,14 @@ class Copy:
 
     Args:
         path: its private directory, absolute and real.
+        blocked: signals that the next context of ``machine.signals.interruptible`` lets through.
 
     Raises:
         OSError: it is gone.
     """
 
-    def __init__(self, path: bytes) -> None:
+    def __init__(self, path: bytes, blocked: "Set[int]") -> None:
+        interruptible.blocked = blocked
         self._private = PrivateDirectory.adopted(path)
 
     def __enter__(self) -> "Copy":

@@ -196,6 +196,7 @@ def _replace_marker(directory: bytes, found: "Facts") -> None:
     handle = os.open(directory, _OPEN)
     try:
         with PrivateDirectory(directory) as private:
+            private.sweep()  # who was killed at this
             put(handle, found, private.descriptor)
         take_effect(directory)
     except (OSError, Failure):

@@ -11,9 +11,11 @@ import errno
 import os
 import stat
 
+from ..machine.signals import check
 from ..telling.errors import ArchiveError
 from ..tree.directories import Directories, components
 from ..tree.names import is_ours
+from .edits import PATH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,13 +31,16 @@ _KEY = b'"prefix_placeholder"'
 _MODES = (b"text", b"binary")
 
 # Bytes of an entry, before and behind this key.
-_ENTRY = 20000
+_ENTRY = 8192
 
 # The largest seen has 7 MB.
-_FILE_LIMIT = 16 << 20
+_FILE_LIMIT = 12 << 20
+
+# Bytes of all files: of an environment with hundreds of thousands of files.
+_TOTAL = 128 << 20
 
 # Bytes of what is kept of all of them, and of the objects that hold an entry of it.
-_LIMIT = 16 << 20
+_LIMIT = 8 << 20
 _OBJECTS = 200
 
 
@@ -54,8 +59,11 @@ class Unrecorded:
         self._left: Dict[bytes, Tuple[bool, int]] = {}
         self._built: Set[bytes] = set()
         self._packed: Set[bytes] = set()
-        size = 0
+        size = total = 0
         for data in _metadata(directory):
+            total += len(data)
+            if total > _TOTAL:
+                return
             for path, placeholder, binary in _entries(data):
                 if placeholder not in self._built:
                     self._built.add(placeholder)
@@ -63,7 +71,7 @@ class Unrecorded:
                 size += _OBJECTS + len(path)
                 if size > _LIMIT:
                     return  # ten times what the largest seen have
-                self._left[path] = binary, len(placeholder) if binary else 0
+                self._left[path] = binary, len(placeholder) if binary else PATH
 
     def passes(self, path: bytes, placeholder: bytes, binary: bool) -> None:
         """A record of conda-pack's: its path has one, and a text may tell where it packed."""
@@ -128,6 +136,7 @@ def _entries(data: bytes) -> "Iterator[Tuple[bytes, bytes, bool]]":
     """
     at = data.find(_KEY)
     while at >= 0:
+        check()
         begin, end = data.rfind(b"{", max(0, at - _ENTRY), at), data.find(b"}", at, at + _ENTRY) + 1
         # As conda and mamba write them: five times quicker than a parse (thousands of entries).
         words = data[begin:end].split(b'"') if begin >= 0 else []
@@ -141,33 +150,36 @@ def _entries(data: bytes) -> "Iterator[Tuple[bytes, bytes, bool]]":
         if plain and mode in _MODES:
             yield path, placeholder, mode == b"binary"
         else:
-            yield from _parsed(data, at)
-        at = data.find(_KEY, at + 1)
+            entry, end = _parsed(data, at, end)
+            if entry is not None:
+                yield entry
+        # No object is looked at twice, however many such keys it has.
+        at = data.find(_KEY, max(at + 1, end))
 
 
-def _parsed(data: bytes, at: int) -> "Iterator[Tuple[bytes, bytes, bool]]":
-    """The same of one entry, in which there may be anything."""
+def _parsed(data: bytes, at: int, end: int) -> "Tuple[Optional[Tuple[bytes, bytes, bool]], int]":
+    """The same of one entry, in which there may be anything; and how far that was looked at."""
     import json
 
     begin = at
-    for _ in range(4):  # a name may have braces of its own
+    for _ in range(3):  # a name may have braces of its own
         begin = data.rfind(b"{", max(0, at - _ENTRY), begin)
-        end = at
-        for _ in range(4):
-            end = data.find(b"}", end, at + _ENTRY) + 1
-            if begin < 0 or not end:
+        stop = at
+        for _ in range(3):
+            stop = data.find(b"}", stop, at + _ENTRY) + 1
+            if begin < 0 or not stop:
                 break
             try:
-                entry = json.loads(data[begin:end].decode("utf-8"))
+                entry = json.loads(data[begin:stop].decode("utf-8"))
                 path, placeholder, mode = [
                     entry[key].encode("utf-8")
                     for key in ("_path", "prefix_placeholder", "file_mode")
                 ]
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue
-            if mode in _MODES:
-                yield path, placeholder, mode == b"binary"
-            return
+            found = path, placeholder, mode == b"binary"
+            return found if mode in _MODES else None, stop
+    return None, end
 
 
 def _is_file(directories: Directories, path: bytes) -> bool:
