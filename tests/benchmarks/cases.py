@@ -404,10 +404,14 @@ def cache(bench):
     bench.compare(case, [
         Contender("python3 x.pyz", commands.ours(archive, kept)),
         Contender("python3 x.pyz, --cache", commands.ours(archive, cached, option="--cache")),
+        Contender("python3 x.pyz, --cache, a limit",
+                  commands.ours(archive, cached, option="--cache"),
+                  environment={"PONCHO_PACKAGE_RUN_CACHE_LIMIT": "20G"}),
         Contender("./x", commands.ours(archive, kept, direct=True)),
         Contender("./x, --cache", commands.ours(archive, cached, direct=True, option="--cache")),
     ], repeat=WARM_RUNS)
     bench.excess(case, "python3 x.pyz, --cache", ["python3 x.pyz"], 0.001)
+    bench.excess(case, "python3 x.pyz, --cache, a limit", ["python3 x.pyz"], 0.001)
     bench.excess(case, "./x, --cache", ["./x"], 0.001)
 
     case, copy = "a copy of a known archive", commands.scratch / "copy"
