@@ -7,6 +7,7 @@ The last line says how many ran, how often was unpacked, and how many failed.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -46,7 +47,12 @@ MODES = {
     "beside": "a directory that is replaced by what is published",
     "inside": "the working directory of all, which cannot be replaced",
     "temporary": "no directory: each has its own",
+    "cache": "a cache that is not there yet; its directory for the archive",
 }
+
+
+# What a cache has beside its environments.
+REMEMBERED = (".poncho_package_run_memo", ".poncho_package_run_uses")
 
 
 class Result(NamedTuple):
@@ -66,7 +72,10 @@ class Storm:
         self.archive = archive
         self.mode = mode
         self.root = root
+        self.cache = root / "cache"
         self.target = root / "kept"
+        if mode == "cache":
+            self.target = self.cache / hashlib.sha256(archive.read_bytes()).hexdigest()
         self.tmp = root / "tmp"
         self.tmp.mkdir(exist_ok=True)
         self.chance = random.Random(0)
@@ -112,12 +121,16 @@ class Storm:
         if not 1 <= unpackings <= most:
             failures.append(f"unpacked {unpackings} times")
         self._clear()
+        if self.cache.exists():
+            crash.remove(self.cache)  # with all that it remembers
         return Result(count, unpackings, killed, failures)
 
     def _start(self, calls: Sequence[str]) -> "subprocess.Popen[bytes]":
         traced = tracing.strace(*(word for each in calls for word in ("-e", each)))
         words = [self.artifact, "--debug", "-e", self.archive]
-        if self.mode != "temporary":
+        if self.mode == "cache":
+            words += ["--cache", self.cache]
+        elif self.mode != "temporary":
             words += ["-d", "." if self.mode == "inside" else self.target]
         return subprocess.Popen(
             [*(traced if calls else []), sys.executable, *words, *self.word],
@@ -129,8 +142,8 @@ class Storm:
         )
 
     def _private(self) -> list[Path]:
-        folders = {"beside": self.root, "inside": self.target, "temporary": self.tmp}
-        return crash.private_directories(folders[self.mode])
+        inside = {"inside": self.target, "temporary": self.tmp}
+        return crash.private_directories(inside.get(self.mode, self.target.parent))
 
     def _kill(self, running: list) -> int:
         """Kill the process that a private directory names, if one is caught at work."""
@@ -156,9 +169,13 @@ class Storm:
 
     def _left(self) -> list[str]:
         private = [path.name for path in self._private() if not crash.is_unowned(path)]
-        leases = [path.name for path in self.root.glob(".poncho_package_run_lease*")]
+        leases = [path.name for path in self.target.parent.glob(".poncho_package_run_lease*")]
         inside = set(os.listdir(self.target)) if self.target.exists() else set()
         ours = {name for name in inside if name.startswith(".poncho")}
+        if self.mode == "cache":
+            private += os.listdir(self.tmp)  # nobody had to do without the cache
+            unknown = set(os.listdir(self.cache)) - {self.target.name, *REMEMBERED}
+            ours |= {name for name in unknown if not crash.is_unowned(self.cache / name)}
         return sorted({*private, *leases, *ours} - {crash.MARKER, crash.MANIFEST})
 
     def _snapshot(self) -> dict:

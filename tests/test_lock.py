@@ -44,6 +44,13 @@ def test_32_processes_unpack_once(weather, name, mode):
     assert result.unpackings == 1
 
 
+@pytest.mark.parametrize("name", storm.EXCLUDING)
+def test_those_who_share_a_cache_unpack_once(weather, name):
+    result = weather("cache").round(name, 4)
+    assert result.failures == []
+    assert result.unpackings == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in storm.WEATHERS if name not in storm.EXCLUDING])
 @pytest.mark.parametrize("mode", ["beside", "inside"])

@@ -1,5 +1,6 @@
 """The README's recipes: its own text, run as the engine or scheduler that it is for runs it."""
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -90,21 +91,35 @@ def test_gnu_parallel(project, variables, tmp_path):
 
 @pytest.mark.network_engine
 def test_slurm_job_array(project):
-    """Forty tasks, up to 32 of them at once on one node: one unpacks, for all of them."""
+    """Forty tasks, up to 32 of them at once on one node: one unpacks, for the next array too."""
     need_slurm()
     (project / "script").write_text(readme.block("tests/test_recipes.py::test_slurm_job_array"))
     with Slurm() as slurm:
-        number = slurm.submit(
-            project / "script", "--array=1-40", cwd=project, env={"PONCHO_PACKAGE_RUN_DEBUG": "yes"}
-        )
-        state = slurm.wait_for_end(number, 120)
-        printed = [(project / f"pi.{task}").read_text() for task in range(1, 41)]
-        assert state == "COMPLETED", printed
-        assert [path.name for path in slurm.tmp.iterdir()] == [f"env-root-{number}"]
+
+        def array(tasks):
+            number = slurm.submit(
+                project / "script", f"--array={tasks[0]}-{tasks[-1]}", cwd=project,
+                env={"PONCHO_PACKAGE_RUN_DEBUG": "yes"},
+            )  # fmt: skip
+            state = slurm.wait_for_end(number, 120)
+            printed = [(project / f"pi.{task}").read_text() for task in tasks]
+            assert state == "COMPLETED", printed
+            return printed
+
+        printed = array(range(1, 41))
+        [cache] = slurm.tmp.iterdir()
+        assert cache.name == f"envs-{os.getuid()}"
+        archive = hashlib.sha256((project / "env.tar.gz").read_bytes()).hexdigest()
+        assert [path.name for path in cache.iterdir() if path.name[0] != "."] == [archive]
+        assert not any(map(unpacked, array(range(41, 43))))
     results = [text.splitlines()[-1] for text in printed]
     assert [is_pi(result) for result in results] == [True] * 40
     assert len(set(results)) > 10
-    assert sum("poncho_package_run: unpack: " in text for text in printed) == 1
+    assert len(list(filter(unpacked, printed))) == 1
+
+
+def unpacked(text):
+    return "poncho_package_run: unpack: " in text
 
 
 def test_htcondor(project, variables, tmp_path):
@@ -112,6 +127,10 @@ def test_htcondor(project, variables, tmp_path):
     text = readme.block("tests/test_recipes.py::test_htcondor")
     job = dict(re.findall(r"^(\w+) += (.*)$", text, re.MULTILINE))
     [arguments] = re.findall(r'^"(.*)"$', job["arguments"])
+    [(name, folder)] = re.findall(r'^"(\w+)=(\S+)"$', job["environment"])
+    cache = tmp_path / Path(folder.replace("$ENV(USER)", "me")).relative_to("/")
+    environment = {name: cache, "PONCHO_PACKAGE_RUN_DEBUG": "yes"}
+    told = []
     for process in ("0", "1"):
         scratch = tmp_path / f"dir_{process}"
         scratch.mkdir()
@@ -122,12 +141,14 @@ def test_htcondor(project, variables, tmp_path):
         transferred = sorted(scratch.iterdir())
         done = subprocess.run(
             ["./condor_exec.exe", *arguments.replace("$(Process)", process).split()],
-            cwd=scratch, stdout=subprocess.PIPE, timeout=120,
-            env={**variables, b"TMPDIR": os.fsencode(scratch)},
+            cwd=scratch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120,
+            env={**variables, **environment, b"TMPDIR": os.fsencode(scratch)},
         )  # fmt: skip
         assert done.returncode == 0 and is_pi(done.stdout)
         # What is new in the scratch directory would be transferred back.
         assert sorted(scratch.iterdir()) == transferred
+        told.append(unpacked(done.stderr.decode()))
+    assert told == [True, False]
 
 
 def test_parsl(project, variables):

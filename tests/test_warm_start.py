@@ -34,6 +34,14 @@ def kept(run, environment, tmp_path):
 
 
 @pytest.fixture
+def cached(run, environment, tmp_path):
+    """The same in a cache."""
+    words = ["-e", environment.archive(scripts=False), "--cache", tmp_path / "cache"]
+    run(*words, check=True)
+    return words
+
+
+@pytest.fixture
 def start(prepare):
     """Start the artifact under -X importtime.
 
@@ -76,6 +84,11 @@ def test_a_warm_start_imports_no_unpacking_module(importing, kept):
     assert not names & SLOW
 
 
+def test_a_warm_start_from_a_cache_imports_its_memory_only(importing, kept, cached):
+    more = importing(*cached, "true") - importing(*kept, "true")
+    assert more - {"fcntl"} == {"poncho_package_run.cache", "poncho_package_run.cache.memo"}
+
+
 def test_a_start_that_waits_imports_hardly_more(importing, start, kept, tmp_path):
     # What each of many waiters computes is taken from the one that unpacks.
     warm = importing(*kept, "true")
@@ -107,9 +120,10 @@ def test_a_cold_start_imports_them(importing, environment, tmp_path):
     assert "poncho_package_run.tree.unpack" in importing(*words, "true")
 
 
+@pytest.mark.parametrize("option", ["-d", "--cache"])
 @pytest.mark.parametrize("scripts", [False, True], ids=["no scripts", "scripts"])
-def test_a_warm_start_leaves_no_process_behind(spawn, run, environment, tmp_path, scripts):
-    words = ["-e", environment.archive(scripts=scripts), "-d", tmp_path / "kept"]
+def test_a_warm_start_leaves_no_process_behind(spawn, run, environment, tmp_path, scripts, option):
+    words = ["-e", environment.archive(scripts=scripts), option, tmp_path / "kept"]
     run(*words, check=True)
     worker = spawn(*words, "sh", "-c", "echo $$; read x", stdin=-1)
     # The command has the tool's own pid: the tool is no more.
@@ -132,6 +146,29 @@ def test_a_warm_start_writes_nothing(run, kept, tmp_path):
     assert [path for path in tracing.changed(found) if is_a_file(path)] == []
     # No lock and no child either.
     assert not {call.name for call in found} & {"flock", "fork", "vfork", "clone", "clone3"}
+
+
+def changes(folder, but):
+    """When each path below a folder was last changed."""
+    return {path: path.lstat().st_ctime_ns for path in folder.rglob("*") if path != but}
+
+
+def test_a_warm_start_from_a_cache_writes_the_time_of_use(run, cached, tmp_path):
+    """And nothing else; it reads nothing of the archive either."""
+    cache, log = tmp_path / "cache", tmp_path / "log"
+    [use] = (cache / ".poncho_package_run_uses").iterdir()
+    os.utime(use, (1, 1))
+    before = changes(cache, use)
+    began = time.time()
+    run(*cached, "true", wrapper=tracing.recording(log), check=True)
+    assert began - 1 < use.stat().st_mtime < time.time() + 1
+    assert changes(cache, use) == before
+    found = tracing.calls(log, until_execve_of="/true")
+    assert found[-1].name == "execve", "the command was reached"
+    assert [path for path in tracing.changed(found) if is_a_file(path)] == [str(use)]
+    assert not {call.name for call in found} & {"fork", "vfork", "clone", "clone3"}
+    opened = " ".join(word for call in found if "open" in call.name for word in call.arguments)
+    assert ".poncho_package_run_expanded" in opened and os.fspath(cached[1]) not in opened
 
 
 @pytest.mark.parametrize("where", ["temporary", "kept"])

@@ -95,6 +95,26 @@ def test_twenty_tasks_with_temporary_environments(engine, task):
     assert engine.leftovers() == []
 
 
+def test_tasks_share_a_cache(engine, task, tmp_path):
+    """The worker's variable is enough: they name no directory, and one unpacks for all of them."""
+    cache = tmp_path / "cache"
+    show = """sh -c 'stat -c "%n %i %Z" "$CONDA_PREFIX"/bin/hello; hello task {}'"""
+    engine.submit(*(task(show.format(number), TEMPORARY) for number in range(20)))
+    variables = {"PONCHO_PACKAGE_RUN_CACHE": str(cache), "PONCHO_PACKAGE_RUN_DEBUG": "yes"}
+    worker = engine.start_worker(variables=variables)
+    results = engine.results(20)
+    assert [result["status"] for result in results] == [0] * 20, results
+    lines = [result["output"].splitlines() for result in results]
+    assert [each[-1] for each in lines] == [f"hello task {number}" for number in range(20)]
+    [shared] = {each[-2] for each in lines}
+    assert os.path.dirname(shared.partition("/bin/hello ")[0]) == str(cache)
+    assert str(lines).count("poncho_package_run: unpack: ") == 1
+    # It outlives the worker, whose own directories are empty.
+    engine.stop(worker)
+    assert engine.leftovers() == []
+    assert os.path.exists(shared.partition(" ")[0])
+
+
 def test_exit_status_reaches_the_manager(engine, task):
     engine.submit(
         *(task("sh -c 'exit 7'", place) for place in PLACES),
@@ -170,24 +190,43 @@ def test_worker_stopped_by_its_batch_system(engine, task, tmp_path, leftovers_of
 @pytest.mark.parametrize("name", ["python_package_run", "poncho_package_run"])
 def test_python_task(engine, artifact, tmp_path, name):
     """The manager finds the artifact on its PATH and builds the command line by itself."""
-    (tmp_path / "bin").mkdir()
-    shutil.copy(artifact, tmp_path / "bin" / name)
+    submit_python_tasks(engine, artifact, tmp_path, name)
+    worker = engine.start_worker()
+    check_python_tasks(engine)
+    engine.stop(worker)
+    assert engine.leftovers() == []
+
+
+def test_python_tasks_have_no_need_of_a_cache(engine, artifact, tmp_path):
+    """Their command line names a directory, which they share: what it says is what is done."""
+    submit_python_tasks(engine, artifact, tmp_path, "python_package_run")
+    cache = tmp_path / "cache"
+    engine.start_worker(variables={"PONCHO_PACKAGE_RUN_CACHE": str(cache)})
+    check_python_tasks(engine)
+    assert not cache.exists()
+
+
+def submit_python_tasks(engine, artifact, folder, name):
+    (folder / "bin").mkdir()
+    shutil.copy(artifact, folder / "bin" / name)
     describe = {
-        "function": "lambda x: (2 * x, __import__('os').environ['CONDA_PREFIX'])",
-        "environment": str(python_environment(tmp_path)),
+        "function": "lambda x: (2 * x, __import__('os').environ['CONDA_PREFIX'],"
+        " __import__('os').stat(__import__('os').environ['CONDA_PREFIX']).st_ino)",
+        "environment": str(python_environment(folder)),
         "tool": name,
     }
     engine.submit(
-        *({**describe, "args": [number]} for number in range(4)), path=str(tmp_path / "bin")
+        *({**describe, "args": [number]} for number in range(4)), path=str(folder / "bin")
     )
-    worker = engine.start_worker()
+
+
+def check_python_tasks(engine):
+    """They ran, in one directory, which is the worker's."""
     values = [eval(result["value"]) for result in engine.results(4)]
-    assert [value for value, _prefix in values] == [0, 2, 4, 6]
-    [prefix] = {prefix for _value, prefix in values}
+    assert [value for value, _prefix, _inode in values] == [0, 2, 4, 6]
+    [(prefix, _inode)] = {(prefix, inode) for _value, prefix, inode in values}
     assert os.path.basename(prefix) == "env.tar.gz-env"
     assert engine.sandboxes in Path(prefix).parents
-    engine.stop(worker)
-    assert engine.leftovers() == []
 
 
 def test_worker_inside_an_environment(engine, task, artifact, tiny):

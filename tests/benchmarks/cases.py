@@ -21,6 +21,7 @@ CROWD = 32
 WARM_RUNS = 20
 
 OURS, PIPELINE = "ours", "shell pipeline"
+CACHED, SUMMING = "ours, --cache", "sha256sum"
 INFLATE = "inflating alone (zlib)"
 TEMPORARY = "temporary directory, tar.gz"
 
@@ -347,14 +348,18 @@ def warm(bench):
 
 def crowd(bench):
     """32 starts at once on one empty DIR"""
+    crowded(bench, f"{CROWD} starts at once", "-d")
+
+
+def crowded(bench, case, option):
+    """Add the rows of many starts at once on the directory that ``option`` names."""
     archive = bench.environment.archive("tar.gz")
     last, single, unpackings = [], [], []
     for _ in range(bench.options.rounds):
-        single.append(together(bench, archive, 1)[0])
-        seconds, count = together(bench, archive, CROWD)
+        single.append(together(bench, archive, 1, option)[0])
+        seconds, count = together(bench, archive, CROWD, option)
         last.append(seconds)
         unpackings.append(count)
-    case = f"{CROWD} starts at once"
     bench.results[case] = {
         "the last command's start": Summary.of([measure.Sample(wall, 0) for wall in last]),
         "a single cold start": Summary.of([measure.Sample(wall, 0) for wall in single])}
@@ -363,14 +368,14 @@ def crowd(bench):
                           max(unpackings) == 1))
 
 
-def together(bench, archive, count):
+def together(bench, archive, count, option):
     """Start ``count`` commands at once; return when the last one began, and the unpackings."""
     bench.remove()
     scratch = bench.commands.scratch / "crowd"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     environment = {**bench.commands.environment, "PONCHO_PACKAGE_RUN_DEBUG": "yes"}
-    argv = bench.commands.ours(archive, bench.directory, command=["date", "+%s.%N"])
+    argv = bench.commands.ours(archive, bench.directory, ["date", "+%s.%N"], option=option)
     cores = set(sorted(os.sched_getaffinity(0))[:bench.options.cores])
     processes = []
     began = time.time()
@@ -385,6 +390,60 @@ def together(bench, archive, count):
     unpackings = sum(b": unpack: " in path.read_bytes() for path in scratch.glob("errors-*"))
     bench.remove()
     return last - began, unpackings
+
+
+def cache(bench):
+    """The cache: warm, a copy of what it knows, cold, and 32 starts at once"""
+    commands = bench.commands
+    archive = bench.environment.archive("tar.gz")
+    bench.fresh()
+    kept, cached = bench.directory / "kept", bench.directory / "cache"
+    measure.run(commands.ours(archive, cached, option="--cache"), commands.environment)
+    measure.run(commands.ours(archive, kept), commands.environment)
+    case = "warm start, cache"
+    bench.compare(case, [
+        Contender("python3 x.pyz", commands.ours(archive, kept)),
+        Contender("python3 x.pyz, --cache", commands.ours(archive, cached, option="--cache")),
+        Contender("python3 x.pyz, --cache, a limit",
+                  commands.ours(archive, cached, option="--cache"),
+                  environment={"PONCHO_PACKAGE_RUN_CACHE_LIMIT": "20G"}),
+        Contender("./x", commands.ours(archive, kept, direct=True)),
+        Contender("./x, --cache", commands.ours(archive, cached, direct=True, option="--cache")),
+    ], repeat=WARM_RUNS)
+    bench.excess(case, "python3 x.pyz, --cache", ["python3 x.pyz"], 0.001)
+    bench.excess(case, "python3 x.pyz, --cache, a limit", ["python3 x.pyz"], 0.001)
+    bench.excess(case, "./x, --cache", ["./x"], 0.001)
+
+    case, copy = "a copy of a known archive", commands.scratch / "copy"
+    known = bench.environment.archive("tar")
+    measure.run(commands.ours(known, cached, option="--cache"), commands.environment)
+
+    def another():
+        shutil.copyfile(known, copy)
+
+    bench.compare(case, [
+        Contender(CACHED, commands.ours(copy, cached, option="--cache"), another, copy.unlink),
+        Contender(SUMMING, [commands.program("sha256sum"), str(copy)], another, copy.unlink)])
+    bench.ratio(case, (case, CACHED), (case, SUMMING))
+
+    for format in ("tar", "tar.gz"):
+        case, archive = f"cold into a cache, {format}", bench.environment.archive(format)
+        bench.compare(case, [
+            bench.keeping(CACHED, commands.ours(archive, bench.directory, option="--cache")),
+            bench.keeping(OURS, commands.ours(archive, bench.directory)),
+            Contender(SUMMING, [commands.program("sha256sum"), str(archive)])])
+        bench.ratio(case, (case, CACHED), (case, OURS))
+        bench.rows.append(summing(bench, case, archive.stat().st_size))
+    crowded(bench, f"{CROWD} starts at once, cache", "--cache")
+
+
+def summing(bench, case, size):
+    """The row of what a cold start into a cache takes longer, which is the sum of the archive."""
+    measured = bench.results[case]
+    over = measured[CACHED].wall - measured[OURS].wall
+    return Row(case, "{} longer for {:,} MB".format(duration(over), size // 10**6),
+               f"{duration(measured[SUMMING].wall)} ({SUMMING})",
+               "%+.2f s/GB" % (over / size * 10**9), "")
 
 
 # --- memory, growth, cores, latency ---------------------------------------------------------
@@ -459,7 +518,7 @@ def peak_of_all(bench) -> None:
     """Add the row of the largest peak of ours among all cases that were run."""
     peaks = {case: summary.peak for case, measured in bench.results.items()
              for name, summary in measured.items()
-             if name in (OURS, "python3 x.pyz", "./x") and case != "1 ms a call"}
+             if name in (OURS, CACHED, "python3 x.pyz", "./x") and case != "1 ms a call"}
     if peaks:
         case = max(peaks, key=lambda name: peaks[name])
         bench.rows.append(Row(f"memory, the most of {len(peaks)} cases",
@@ -470,8 +529,8 @@ def peak_of_all(bench) -> None:
 CASES = {
     "gzip": gzip, "gzip-parallel": gzip_parallel, "bzip2": bzip2, "xz": xz, "serial": serial,
     "zstd": zstd, "tar": tar, "zip": zip, "temporary": temporary, "relocation": relocation,
-    "warm": warm, "crowd": crowd, "memory": memory, "growth": growth, "cores": cores,
-    "latency": latency,
+    "warm": warm, "crowd": crowd, "cache": cache, "memory": memory, "growth": growth,
+    "cores": cores, "latency": latency,
 }
 DEFAULT = [name for name in CASES if name != "serial"]
 QUICK = [name for name in DEFAULT if name not in ("bzip2", "xz", "cores")]

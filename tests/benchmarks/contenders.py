@@ -72,10 +72,10 @@ class Commands:
         """Return the path of ``name``, or None where the machine has it not."""
         return shutil.which(name, path=self.environment["PATH"])
 
-    def ours(self, archive, directory=None, command=("true",), direct=False):
+    def ours(self, archive, directory=None, command=("true",), direct=False, option="-d"):
         """Ours, in ``python``, or started by its own first line."""
         return ([] if direct else [self.python]) + [
-            self.artifact, "-e", str(archive), *(["-d", str(directory)] if directory else []),
+            self.artifact, "-e", str(archive), *([option, str(directory)] if directory else []),
             "--", *command]
 
     def relocation(self, directory):

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -113,15 +114,19 @@ class WorkQueue:
         return self.printed.split("\n")[:-1]
 
     def start_worker(
-        self, cores: int = 2, wrapper: tuple[Any, ...] = ()
+        self, cores: int = 2, wrapper: tuple[Any, ...] = (), variables: Mapping[str, str] = {}
     ) -> "subprocess.Popen[bytes]":
-        """A worker for this manager, run by ``wrapper``; it leaves when the manager does."""
+        """A worker for this manager, run by ``wrapper``; it leaves when the manager does.
+
+        Args:
+            variables: what its environment has more, and so that of its tasks.
+        """
         command = [
             *wrapper, "work_queue_worker", "--single-shot", "--timeout", "30",
             "--workdir", self.sandboxes, "--cores", str(cores),
             "--memory", "4000", "--disk", "4000", "127.0.0.1", str(self.port),
         ]  # fmt: skip
-        return self._start(command, "worker.out", {})
+        return self._start(command, "worker.out", dict(variables))
 
     def start_factory(self, wrapper: str, *inputs: Path) -> "subprocess.Popen[bytes]":
         """A factory that starts one worker, by ``wrapper`` and with ``inputs`` beside it.
