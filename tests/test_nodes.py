@@ -191,16 +191,14 @@ def test_a_node_that_died_keeps_no_other_waiting(cluster, mode):
 
 @pytest.mark.root
 def test_a_directory_is_relocated_on_two_nodes_at_once(cluster):
-    words = ["hello"]
-    for _ in range(2):
-        scenarios.extract(cluster.archive, cluster.real / "kept")
-        cluster_words = ["-e", cluster.kept, *words]
-        running = [cluster.start(cluster.node(index % 2), *cluster_words) for index in range(4)]
-        results = [crash.finish(each) for each in running]
-        outcomes = Counter((each.returncode, each.stdout, each.stderr) for each in results)
-        assert outcomes == {(0, b"hello from " + bytes(cluster.kept), b""): 4}
-        cluster.check()
-        crash.remove(cluster.real / "kept")
+    # Once: what is replaced behind its back confuses the file system of the test.
+    scenarios.extract(cluster.archive, cluster.real / "kept")
+    words = ["-e", cluster.kept, "hello"]
+    running = [cluster.start(cluster.node(index % 2), *words) for index in range(6)]
+    results = [crash.finish(each) for each in running]
+    outcomes = Counter((each.returncode, each.stdout, each.stderr) for each in results)
+    assert outcomes == {(0, b"hello from " + bytes(cluster.kept), b""): 6}
+    cluster.check()
 
 
 # Time namespaces

@@ -25,7 +25,7 @@ class Options:
         unpack_to (bytes or None): where to keep the environment; None for a temporary one.
         wait_for_lock (float): seconds.
         cache (bytes or None): where environments are kept that have no directory of their own.
-        cache_limit (int or None): what that may hold, in bytes.
+        cache_limit (str): what that may hold, as it was given; empty for whatever there is.
         list_cache (bool): show it.
         debug (bool): tell the phases.
         command (list of bytes): argv of the command; may be empty.
@@ -36,7 +36,7 @@ class Options:
     unpack_to = None  # type: bytes | None
     wait_for_lock = 300.0
     cache = None  # type: bytes | None
-    cache_limit = None  # type: int | None
+    cache_limit = ""
     list_cache = False
     debug = False
     command = []  # type: list

@@ -25,6 +25,8 @@ _VALUES = {
     "--cache-limit": "cache_limit",
 }
 
+_CACHE = "PONCHO_PACKAGE_RUN_CACHE"
+
 # Of CCTools releases; what they ask for is so here in any case, or has no counterpart.
 _WITHOUT_EFFECT = ("-k", "--keep-alive", "-r", "--remove-locking")
 
@@ -81,14 +83,13 @@ def parse(words: list) -> Options:
             answer(word)
     options.command = [] if prepare_only else [os.fsencode(word) for word in words[at:]]
     options.debug = debug
-    for name in ("cache", "cache_limit"):
-        values.setdefault(name, os.environ.get("PONCHO_PACKAGE_RUN_" + name.upper(), ""))
-    if values["cache"]:
-        options.cache = os.fsencode(values["cache"])
-    if values["cache_limit"]:
+    options.cache = os.fsencode(values.get("cache", os.environ.get(_CACHE, ""))) or None
+    options.cache_limit = os.environ.get(_CACHE + "_LIMIT", "")
+    if "cache_limit" in values:
         from .telling.usage import size
 
-        options.cache_limit = size(values["cache_limit"])
+        options.cache_limit = values["cache_limit"]
+        size(options.cache_limit)
     if options.list_cache:
         return options
     if "environment" not in values:

@@ -55,9 +55,10 @@ def in_cache(path: bytes, options: "Options") -> "Optional[bytes]":
     """The prefix of the environment in the cache, held; None if it is not to be had there."""
     from .cache.cache import Cache, NoRoom
     from .telling.messages import warn
+    from .telling.usage import size
 
     with interruptible():
-        cache = Cache(path, options.cache_limit)
+        cache = Cache(path, size(options.cache_limit) if options.cache_limit else None)
         directory = cache.entry(options.environment)
     if directory is None:
         return None

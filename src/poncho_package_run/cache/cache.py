@@ -11,7 +11,7 @@ from ..place.completion import locate, untrusted
 from ..place.lock import POLL, Lock
 from ..telling.errors import CannotCreate, LockTimeout
 from ..telling.failures import cannot_create, located
-from . import memo, room
+from . import memo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ class Cache:
 
     def free(self, directory: bytes) -> bool:
         """Remove all that is not in use, but for ``directory``; whether there was any."""
+        from . import room
+
         return room.free(self.path, directory)
 
     def _sum(self, archive: bytes) -> bytes:
@@ -167,6 +169,8 @@ class _Unpacking:
         limit, path = self._cache.limit, self._cache.path
         if limit is None:
             return self
+        from . import room  # not for who only waits: 10 ms
+
         # One at a time, so that what is under way need not be counted.
         self._lock = Lock(path, _PATIENCE, make=False)
         try:
@@ -195,6 +199,8 @@ class _Unpacking:
         """Make room for what was unpacked, as large as it has turned out to be."""
         self._cache.hold_before(content)
         if self._cache.limit is not None:
+            from . import room
+
             over = room.make(self._cache.path, self._cache.limit, size, self._directory)
             if over:
                 report.warn(
@@ -232,8 +238,10 @@ def _digest(archive: bytes, folder: "Optional[bytes]") -> bytes:
 
 
 def _remember(folder: bytes, key: bytes, name: bytes) -> None:
+    from .room import forget
+
     try:
-        room.forget(folder)
+        forget(folder)
         os.symlink(name, folder + b"/" + key)
     except OSError:
         pass  # another was faster; or it is full, and the archive will be read again

@@ -4,6 +4,7 @@ import os
 import time
 
 from ..place.completion import locate
+from ..telling import usage
 from ..telling.errors import InputOutputError, UsageError
 from ..telling.messages import printable
 from . import room
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _ROW = "{:>6}  {:>7}  {:<16}  {:<7}  {}\n"
 
 
-def show(path: "Optional[bytes]", limit: "Optional[int]") -> int:
+def show(path: "Optional[bytes]", limit: str) -> int:
     """Write the table to stdout: the environment that was used last comes first.
 
     Returns:
@@ -43,7 +44,7 @@ def show(path: "Optional[bytes]", limit: "Optional[int]") -> int:
         where = "{}  {}".format(name, printable(each.path))
         text += _ROW.format(room.shown(each.size), each.files, used, _state(each), where)
     size = room.shown(sum(each.size for each in found))
-    of = " of {}".format(room.shown(limit)) if limit is not None else ""
+    of = " of {}".format(room.shown(usage.size(limit))) if limit else ""
     count = "{} environment{}".format(len(found), "" if len(found) == 1 else "s")
     text += "{}{} in {}, in {}\n".format(size, of, count, printable(cache))
     left = text.encode("utf-8", "replace")
