@@ -74,7 +74,9 @@ def line_of(process, timeout=30):
     line = b""
     while not line.endswith(b"\n"):
         # Unbuffered: what has been read is not left in a buffer that select does not see.
-        ready, _, _ = select.select([process.stdout], [], [], timeout)
+        poll = select.poll()  # for which a descriptor may have any number
+        poll.register(process.stdout, select.POLLIN)
+        ready = poll.poll(max(0, timeout) * 1000)
         assert ready, f"nothing more than {line!r} in {timeout} s"
         more = os.read(process.stdout.fileno(), 1)
         assert more, f"nothing more than {line!r}"
