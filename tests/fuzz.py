@@ -132,7 +132,8 @@ def unpack(archive: Path, target: bytes) -> bool:
     place = Place(target)
     try:
         pipeline.fill(place, os.fsencode(archive), target, Report())
-        facts = json.loads(Path(os.fsdecode(target), MARKER).read_bytes())
+        marker = Path(os.fsdecode(target), MARKER).read_bytes()
+        facts = json.loads(marker.decode("utf-8", "surrogateescape"))
         found = damage(target, facts["manifest"])
         assert not found, f"the manifest does not agree with the tree: {found}"
         return True
