@@ -5,6 +5,7 @@ import os
 from ..relocation.elsewhere import left_behind, packed_for
 from ..relocation.relocate import relocate
 from ..telling.errors import ArchiveError, RelocationError
+from ..telling.failures import located
 from ..telling.refusal import check_prefix
 from .marker import join, parse, prefix_of
 from .prefix import check_python, find_prefix
@@ -80,6 +81,8 @@ def relocate_fresh(
             report.left = left_behind(own, prefix)
         elsewhere = packed_for(own)
         wanted = glibc_wanted(own)
+    except OSError as error:
+        raise located(error, prefix)
     finally:
         os.close(own)
     if elsewhere not in (None, prefix, previous):

@@ -450,8 +450,9 @@ def is_program(handle: int) -> bool:
 
 def fail(error: OSError, directory: int, prefix: bytes) -> "NoReturn":
     """Raise what an error of the system, met below ``directory``, means to the user."""
-    name = os.fsencode(error.filename or SCRIPT)
-    raise failure(error, os.path.join(prefix, name), directory)
+    # Of a directory that was listed by its descriptor, that is all the system says.
+    name = error.filename if isinstance(error.filename, (str, bytes)) else SCRIPT
+    raise failure(error, os.path.join(prefix, os.fsencode(name)), directory)
 
 
 def _read(handle: int, size: int) -> bytes:
