@@ -635,3 +635,92 @@ def test_the_facts_that_the_marker_has(use, tiny, cache):
     paths = (cache / sum_of(tiny)).rglob("[!.]*")
     assert facts["files"] == len([p for p in paths if p.is_file() and not p.is_symlink()])
     assert facts["archive_size"] is None, "whatever copy it came from"
+
+
+# What a reviewer has found
+
+
+@pytest.mark.parametrize("limit", [None, "20M"])
+def test_an_archive_that_is_replaced_while_it_waits_is_not_taken_for_the_other(
+    use, spawn, cache, tmp_path, limit
+):
+    first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
+    path = Path(shutil.copyfile(first, tmp_path / "env"))
+    entry = cache / sum_of(first)
+    entry.mkdir(parents=True)
+    cache.chmod(0o700)
+    limits = ["--cache-limit", limit] if limit else []
+    holder = [need("flock"), "-o", entry, "sleep", "60"]
+    with subprocess.Popen(holder, start_new_session=True) as lock:
+        process.wait_for(lambda: process.children_of(lock.pid))
+        tool = spawn("--cache", cache, *limits, "-e", path, "--", *SHOW)
+        time.sleep(1)
+        assert tool.poll() is None
+        os.replace(shutil.copyfile(second, tmp_path / "new"), path)
+        os.killpg(lock.pid, signal.SIGKILL)
+    out, err = tool.communicate(timeout=30)
+    assert (tool.returncode, out, err) == (0, bytes(cache / sum_of(second)) + b"\n", b"")
+    use(first, "check", check=True)
+    use(second, "check", check=True)
+    assert names(cache) == {sum_of(first), sum_of(second)}
+
+
+@pytest.mark.parametrize("what", ["bytes", "inodes"])
+def test_a_disk_without_any_room_is_freed_as_well(artifact, tmp_path, what):
+    paths = [make_archive(tmp_path / name, name, 1 << 20) for name in "abc"]
+    small = tmp_path / "small"
+    small.mkdir()
+    namespace = ["-m"] if os.geteuid() == 0 else ["-Urm"]
+    tool = f'"{sys.executable}" "{artifact}" --cache "{small}/cache" -e'
+    options = "size=8m" + (",nr_inodes=60" if what == "inodes" else "")
+    fill = f'dd if=/dev/zero of="{small}/fill" bs=64k 2>/dev/null'
+    if what == "inodes":
+        fill = f'n=0; while : >"{small}/f$n"; do n=$((n + 1)); done 2>/dev/null'
+    script = f"""
+        mount -t tmpfs -o {options} none "{small}" || exit 99
+        {tool} "{paths[0]}" check && {tool} "{paths[1]}" check || exit 98
+        {fill}
+        {tool} "{paths[2]}" check
+    """
+    command = [need("unshare"), *namespace, "bash", "-c", script]
+    result = subprocess.run(command, capture_output=True, timeout=60)
+    if result.returncode == 99:
+        missing("needs a mount namespace: run it as root, or allow user namespaces")
+    assert (result.returncode, result.stderr) == (0, b""), result
+
+
+def test_an_environment_that_is_none_any_more_is_unpacked_again(use, cache, tmp_path):
+    path = make_archive(tmp_path / "a", "a")
+    use(path, check=True)
+    shutil.rmtree(cache / sum_of(path) / "conda-meta")
+    result = use(path, "check")
+    assert result.returncode == 0
+    assert b"unpacking again" in result.stderr
+    assert use(path, "check", check=True).stderr == b""
+
+
+def test_without_its_manifest_one_is_used_and_removed_all_the_same(use, spawn, cache, tmp_path):
+    first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
+    use(first, check=True)
+    (cache / sum_of(first) / MANIFEST).unlink()
+    running = spawn("--cache", cache, "-e", first, "--", *COMMANDS["itself"])
+    assert running.stdout.readline() == b"in\n"
+    assert b"no room" in use(second, limit="150K").stderr
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    (cache / sum_of(first) / MANIFEST).symlink_to("/etc/passwd")
+    assert use(second, "check", limit="150K", check=True).stderr == b""
+    assert names(cache) == {sum_of(second)}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_symlink_in_the_place_of_an_environment_is_not_followed(use, cache, tmp_path, there):
+    path = make_archive(tmp_path / "a", "a")
+    victim = tmp_path / "victim"
+    if there:
+        victim.mkdir()
+        (victim / "precious").write_text("")
+    cache.mkdir(mode=0o700)
+    (cache / sum_of(path)).symlink_to(victim)
+    assert use(path, check=True).stdout == bytes(cache / sum_of(path)) + b"\n"
+    assert (os.listdir(victim) if there else victim.exists()) == (["precious"] if there else False)

@@ -16,10 +16,10 @@ _ROUNDS = 10
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Optional
+    from typing import Optional
 
     from . import Options
-    from .cache.cache import Cache
+    from .cache.cache import Cache, Unpacking
     from .place.private import PrivateDirectory
 
 
@@ -53,21 +53,32 @@ def run(options: "Options") -> int:
 
 def in_cache(path: bytes, options: "Options") -> "Optional[bytes]":
     """The prefix of the environment in the cache, held; None if it is not to be had there."""
-    from .cache.cache import Cache, NoRoom
+    from .cache.cache import Cache, Changed, NoRoom
+    from .telling.errors import InputOutputError
     from .telling.messages import warn
     from .telling.usage import size
 
     with interruptible():
         cache = Cache(path, size(options.cache_limit) if options.cache_limit else None)
         directory = cache.entry(options.environment)
-    if directory is None:
-        return None
+    freed = False
     for _ in range(_ROUNDS):
+        if directory is None:
+            return None
         try:
             prefix = prepared(directory, options.environment, options, cache)
         except NoRoom as reason:
             warn(str(reason))
             break
+        except Changed:  # between being summed up and unpacked
+            with interruptible():
+                directory = cache.entry(options.environment)
+            continue
+        except InputOutputError as error:
+            if not error.full or freed or not cache.free(directory):
+                raise
+            freed = True  # once more, now that what is unused is gone
+            continue
         if cache.hold(directory):  # else it was removed again to make room
             return prefix
     cache.let_go()
@@ -118,31 +129,29 @@ def unpack(
     archive: bytes,
     directory: bytes,
     report: "Report",
-    admit: "Optional[Callable[[bytes, int, Report], None]]" = None,
+    unpacking: "Optional[Unpacking]" = None,
 ) -> "Optional[bytes]":
     """Unpack into a directory that is kept, and empty; None if another process was faster."""
     from .place.publication import publish, staging
 
     with staging(directory) as private:
-        prefix = fill(private, archive, directory, report, admit is not None)
-        if admit is not None:
-            admit(private.content_path, report.bytes, report)
+        prefix = fill(private, archive, directory, report, unpacking)
+        if unpacking is not None:
+            unpacking.admit(private.content_path, report.bytes, report)
         return prefix if publish(private, directory) else None
 
 
 def unpack_in_cache(
     archive: bytes, directory: bytes, report: "Report", cache: "Cache"
 ) -> "Optional[bytes]":
-    """The same, within the cache's limit; on a full disk once more, when what is unused is gone."""
-    from .telling.errors import InputOutputError
+    """The same, within the cache's limit."""
+    from .telling.failures import located
 
     with cache.unpacking(archive, directory) as unpacking:
         try:
-            return unpack(archive, directory, report, unpacking.admit)
-        except InputOutputError as error:
-            if not error.full or not cache.free(directory):
-                raise
-        return unpack(archive, directory, report, unpacking.admit)
+            return unpack(archive, directory, report, unpacking)
+        except OSError as error:
+            raise located(error, directory)
 
 
 def run_in_temporary(options: "Options") -> int:
@@ -169,13 +178,13 @@ def fill(
     path: bytes,
     directory: "Optional[bytes]",
     report: "Report",
-    cached: bool = False,
+    unpacking: "Optional[Unpacking]" = None,
 ) -> bytes:
     """Unpack an archive into a private directory, and relocate it to where it will be used.
 
     Args:
         directory: where it will be published; None if it is used where it is.
-        cached: whether it is the same for all archives of these bytes, whatever their times.
+        unpacking: into a cache, where it is the same for all archives of these bytes.
 
     Returns:
         The environment's final prefix.
@@ -195,6 +204,8 @@ def fill(
         from .tree.unpack import Tree
 
         content, source = private.content, archive.source
+        if unpacking is not None:
+            unpacking.verify(source.fd)
         manifest = None if directory is None else Manifest(content, private.content_path)
         try:
             with Tree(content, private.content_path, manifest) as tree:
@@ -215,7 +226,10 @@ def fill(
                 report.files, report.bytes = tree.files, tree.bytes
             if manifest is not None:
                 known = manifest.finish()
-                size, mtime = (None, None) if cached else (source.size, source.mtime_ns)
+                size, mtime = source.size, source.mtime_ns
+                if unpacking is not None:
+                    unpacking.verify(source.fd, ended=True)
+                    size = mtime = None
                 sizes = tree.files, tree.bytes
                 put(content, facts(final, root, path, size, mtime, known, *sizes))
         finally:

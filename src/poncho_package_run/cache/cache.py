@@ -29,6 +29,10 @@ _PATIENCE = 60.0
 _STEP, _COARSE = 20 * 10**6, 2100 * 10**6
 
 
+class Changed(Exception):
+    """The archive is not the one any more that was summed up."""
+
+
 class NoRoom(Exception):
     """The environment is to be unpacked as if there were no cache; the text says why."""
 
@@ -69,6 +73,7 @@ class Cache:
         own = os.stat(self.path).st_uid == os.geteuid()
         self.is_writable = own and os.access(self.path, os.W_OK | os.X_OK)
         self._lease = -1
+        self._key = b""
 
     def entry(self, archive: bytes) -> "Optional[bytes]":
         """Where the environment of an archive lies, or is to lie; None if not in here.
@@ -82,9 +87,12 @@ class Cache:
                 return None  # a pipe can be read once only
         except OSError:
             return None  # told by whoever opens it
+        self._key = memo.key(os.stat(archive))
         directory = memo.recall(self.path, archive)
         if directory is None:
             directory = self.path + b"/" + self._sum(archive)
+        if self.is_writable and os.path.islink(directory):
+            os.unlink(directory)  # what it leads to is none of the cache's
         if self.is_writable or os.path.lexists(directory + b"/" + MARKER):
             return directory
         return None
@@ -111,13 +119,28 @@ class Cache:
         if lease >= 0:
             os.close(lease)
 
-    def unpacking(self, archive: bytes, directory: bytes) -> "_Unpacking":
+    def unpacking(self, archive: bytes, directory: bytes) -> "Unpacking":
         """A context manager around an unpacking into ``directory``, with room for it.
 
         Raises:
             NoRoom: there is none.
         """
-        return _Unpacking(self, archive, directory)
+        return Unpacking(self, archive, directory)
+
+    def verify(self, descriptor: int, ended: bool = False) -> None:
+        """Make sure that an open archive is the one that was summed up.
+
+        Args:
+            ended: it has been read; a link to it may have been made meanwhile.
+
+        Raises:
+            Changed: it is not, and belongs to another environment.
+        """
+        found, expected = memo.key(os.fstat(descriptor)), self._key
+        if ended:
+            found, expected = found.rpartition(b"-")[0], expected.rpartition(b"-")[0]
+        if found != expected:
+            raise Changed
 
     def free(self, directory: bytes) -> bool:
         """Remove all that is not in use, but for ``directory``; whether there was any."""
@@ -158,14 +181,16 @@ class Cache:
                 os.close(handle)
 
 
-class _Unpacking:
+class Unpacking:
+    """See ``Cache.unpacking``."""
+
     def __init__(self, cache: Cache, archive: bytes, directory: bytes) -> None:
         self._cache = cache
         self._archive = archive
         self._directory = directory
         self._lock: Optional[Lock] = None
 
-    def __enter__(self) -> "_Unpacking":
+    def __enter__(self) -> "Unpacking":
         limit, path = self._cache.limit, self._cache.path
         if limit is None:
             return self
@@ -194,6 +219,10 @@ class _Unpacking:
             self._lock.__exit__()
             raise
         return self
+
+    def verify(self, descriptor: int, ended: bool = False) -> None:
+        """See ``Cache.verify``."""
+        self._cache.verify(descriptor, ended)
 
     def admit(self, content: bytes, size: int, report: "Report") -> None:
         """Make room for what was unpacked, as large as it has turned out to be."""

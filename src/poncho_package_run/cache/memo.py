@@ -84,6 +84,12 @@ def hold(directory: bytes) -> "Optional[int]":
         handle = os.open(path, _OPEN)
     except PermissionError:
         return -1  # another user's, who lets nobody hold it
+    except FileNotFoundError:
+        path = directory  # somebody has removed it; then the directory serves
+        try:
+            handle = os.open(path, _OPEN | os.O_DIRECTORY)
+        except OSError:
+            return None
     except OSError:
         return None
     try:

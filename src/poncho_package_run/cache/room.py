@@ -1,17 +1,20 @@
 """What is in a cache, how much that is, and how it is made less."""
 
+import errno
 import fcntl
 import os
 import stat
 import time
 
-from .. import MANIFEST
+from .. import MANIFEST, MARKER
 from ..machine import process
 from ..machine.signals import check
 from ..place.completion import read_marker
 from ..place.marker import parse
 from ..place.private import PrivateDirectory
 from ..place.publication import entries
+from ..telling.errors import Failure, InputOutputError
+from ..tree.removal import empty
 from .memo import USES, is_sum
 
 TYPE_CHECKING = False
@@ -22,6 +25,8 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 # What was used lately on another machine, whose locks may end there, may be in use still.
 _LATELY = 7 * 24 * 3600  # seconds
+
+_FULL = ((errno.ENOSPC,), (errno.EDQUOT,))
 
 # So many archives are remembered; those of tasks' sandboxes come and go.
 _MEMORIES = 10000
@@ -56,7 +61,7 @@ class Entry:
         """Prove that nobody uses it: the descriptor of its lease, taken; None if one may."""
         try:
             handle = os.open(self.path + b"/" + MANIFEST, _OPEN)
-        except FileNotFoundError:
+        except OSError:  # gone, or something else is in its place
             handle = os.open(self.path, _OPEN | os.O_DIRECTORY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -141,16 +146,32 @@ def _remove(cache: bytes, entry: Entry) -> bool:
         if handle is None:
             return False
         try:
-            with PrivateDirectory(cache) as private:
-                private.sweep()
-                _rename(entry.path, private.content_path)
-                for path, _, _ in list(_uses(entry.path)):
-                    os.unlink(path)
+            try:
+                with PrivateDirectory(cache) as private:
+                    private.sweep()
+                    _rename(entry.path, private.content_path)
+            except (OSError, InputOutputError) as error:
+                if not getattr(error, "full", error.args[:1] in _FULL):
+                    raise
+                _remove_in_place(entry.path)
+            for path, _, _ in list(_uses(entry.path)):
+                os.unlink(path)
         finally:
             os.close(handle)
-    except OSError:
+    except (OSError, Failure):
         return False  # another process removes it, or it may not be written
     return True
+
+
+def _remove_in_place(path: bytes) -> None:
+    """Where a full disk has no room for a private directory: the marker first."""
+    handle = os.open(path, _OPEN | os.O_DIRECTORY)
+    try:
+        os.unlink(MARKER, dir_fd=handle)
+        empty(handle)
+    finally:
+        os.close(handle)
+    os.rmdir(path)
 
 
 def _rename(path: bytes, target: bytes) -> None:

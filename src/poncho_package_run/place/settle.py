@@ -67,7 +67,7 @@ def settle(
         if marker.strip() and marker[:1] != b"{":
             # The CCTools script's marker: the date. Of what it unpacked nothing more is known.
             return join(directory, _root(directory, archive))
-        return _marked(directory, archive, marker, report)
+        return _marked(directory, archive, marker, report, cached)
     except OSError as error:
         raise located(error, directory)
 
@@ -110,7 +110,11 @@ def _unmarked(directory: bytes, archive: "Optional[bytes]", report: "Report") ->
 
 
 def _marked(
-    directory: bytes, archive: "Optional[bytes]", marker: bytes, report: "Report"
+    directory: bytes,
+    archive: "Optional[bytes]",
+    marker: bytes,
+    report: "Report",
+    cached: bool,
 ) -> "Optional[bytes]":
     found = parse(marker)
     if found is None:
@@ -127,6 +131,9 @@ def _marked(
         _replace_marker(directory, dict(found, on_disk=True))
     _compare(directory, archive, found, report)
     root = root_of(found)
+    if cached and not is_prefix(join(directory, root or b"")):
+        _set_aside(directory, archive, marker, "a part of it is gone", report)
+        return None
     if root is None or not is_prefix(join(directory, root)):
         root = _root(directory, archive)
     prefix, before = join(directory, root), prefix_of(found)

@@ -11,8 +11,12 @@ class Failure(Exception):
 
     The message starts in lower case, names the path or the limit, and ends with
     what to do about it.
+
+    Attributes:
+        full (bool): it is room that was missing.
     """
 
+    full = False
     status = 70
     meaning = "a defect of this tool"
 
@@ -45,12 +49,6 @@ class CannotCreate(Failure):
 
 
 class InputOutputError(Failure):
-    """
-    Attributes:
-        full (bool): it is room that was missing.
-    """
-
-    full = False
     status = 74
     meaning = "reading or writing failed: disk full, quota, I/O error"
 

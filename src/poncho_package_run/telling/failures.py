@@ -61,11 +61,13 @@ def kind_of(error: OSError) -> "Type[Failure]":
 
 def cannot_create(directory: bytes, error: OSError) -> Failure:
     """A directory that was asked for cannot be made."""
-    return kind_of(error)(
+    failed = kind_of(error)(
         "cannot create {}: {}; choose another directory".format(
             printable(directory), error.strerror
         )
     )
+    failed.full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return failed
 
 
 def located(error: OSError, directory: bytes) -> Failure:
