@@ -160,7 +160,9 @@ def test_debug_tells_phases_and_sums_up(run, environment, tmp_path, how):
     assert files == len(unpacked)
     assert size >= sum(path.stat().st_size for path in unpacked if path.stat().st_nlink == 1)
     unpack = (tmp_path / "env" / "bin" / "conda-unpack").read_text()
-    assert records == sum(line.startswith("('") for line in unpack.splitlines())
+    # And those of conda's metadata for which conda-pack saw no need.
+    count = sum(line.startswith("('") for line in unpack.splitlines())
+    assert count <= records <= count + 5
 
 
 def test_debug_with_a_temporary_environment(run, tiny):
