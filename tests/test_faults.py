@@ -44,8 +44,8 @@ class Temporary(scenarios.Temporary):
         self.place.clean()
 
 
-def occurrences(scenario):
-    """The first, the middle and the last call of each kind.
+def occurrences(scenario, count):
+    """The first, the middle and the last call of each kind (or as many as ``count`` says).
 
     A zip's files are written by threads, whose calls strace counts one by one: with theirs, the
     message would fail as well, or the command.
@@ -58,7 +58,7 @@ def occurrences(scenario):
         for name, points in kinds.items()
         if name not in _STARTING
         and (name, scenario.place.format) not in (("write", "zip"), ("close", "zip"))
-        for point in crash.spread(points, 3)
+        for point in crash.spread(points, count)
     ]
 
 
@@ -117,8 +117,9 @@ ROWS += [(crash.Scenario, "zip", "EIO"), (crash.Scenario, "tar.gz -j", "EMFILE")
 )
 def test_any_call_may_fail(artifact, tmp_path, scenario, format, error):
     failing = scenario(crash.Place(tmp_path / "place", artifact, format))
-    points = occurrences(failing)
-    assert len(points) > 20
+    # What means the same as another is injected into one call of each kind.
+    points = occurrences(failing, 1 if error in ("EDQUOT", "EINTR", "EROFS") else 3)
+    assert len(points) > 10
     wrong = {str(point): list(judge(failing, point, error)) for point in points}
     assert not {point: complaints for point, complaints in wrong.items() if complaints}
 
