@@ -232,7 +232,6 @@ _ppr_clean() {
 _ppr_random=$$
 [ -r /proc/sys/kernel/random/uuid ] && read -r _ppr_random </proc/sys/kernel/random/uuid
 _ppr_name=poncho_package_run-$_ppr_uid-
-_ppr_sum=0
 while [ "$_ppr_random" ]; do
     _ppr_rest=${_ppr_random#?}
     _ppr_key=${_ppr_random%"$_ppr_rest"}

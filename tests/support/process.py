@@ -2,7 +2,9 @@
 
 import os
 import time
+import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -40,6 +42,26 @@ def state_of(pid: int) -> str:
 
 def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def marked(*variables: str) -> list[int]:
+    """The living processes whose environment has all of these ("NAME=VALUE")."""
+    found = []
+    for pid in _pids():
+        try:
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            continue  # it ended just now, or is not ours to read
+        if set(map(os.fsencode, variables)) <= set(environ.split(b"\0")):
+            found.append(pid)
+    return found
+
+
+def marking(**variables: str) -> tuple[str, dict[str, str]]:
+    """A variable that ``marked`` finds, and an environment that has it beside what all need."""
+    name, value = "PONCHO_TEST_MARK", str(uuid.uuid4())
+    environ = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **variables, name: value}
+    return f"{name}={value}", environ
 
 
 def children_of(pid: int, ended: bool = False) -> list[int]:

@@ -11,13 +11,12 @@ import socket
 import subprocess
 import tempfile
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union
 
 from . import commands
-from .process import wait_for
+from .process import marked, marking, wait_for
 
 KILL_WAIT = 5
 """Seconds between SIGTERM and SIGKILL."""
@@ -85,15 +84,9 @@ class Slurm:
         self.tmp = self.folder / "tmp"
         for each in ("tmp", "state", "spool"):
             (self.folder / each).mkdir()
-        self._mark = f"PONCHO_TEST_MARK={uuid.uuid4()}"
-        self.environ = {
-            "PATH": os.environ["PATH"],
-            "HOME": "/nonexistent",
-            "USER": "root",
-            "TMPDIR": str(self.tmp),
-            "SLURM_CONF": str(self.folder / "slurm.conf"),
-            **dict([self._mark.split("=")]),
-        }
+        self._mark, self.environ = marking(
+            USER="root", TMPDIR=str(self.tmp), SLURM_CONF=str(self.folder / "slurm.conf")
+        )
         self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "Slurm":
@@ -201,16 +194,7 @@ class Slurm:
 
     def processes(self, job: str = "") -> list[int]:
         """Every living process of this Slurm, or only of the command of one job."""
-        wanted = {self._mark.encode()} | ({f"SLURM_JOB_ID={job}".encode()} if job else set())
-        found = []
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                environ = Path("/proc", name, "environ").read_bytes()
-            except OSError:
-                continue  # it ended just now
-            if wanted <= set(environ.split(b"\0")):
-                found.append(int(name))
-        return found
+        return marked(self._mark, *([f"SLURM_JOB_ID={job}"] if job else []))
 
     def logs(self) -> str:
         """The last lines of what the daemons have written."""

@@ -9,13 +9,12 @@ import random
 import shutil
 import signal
 import subprocess
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
 from . import commands
-from .process import wait_for
+from .process import marked, marking, wait_for
 
 PYTHON = "/usr/bin/python3"
 _MANAGER = Path(__file__).with_name("manager.py")
@@ -49,16 +48,12 @@ class WorkQueue:
         self.tmp = folder / "worker-tmp"
         for each in (self.sandboxes, self.tmp, folder / "manager-tmp"):
             each.mkdir(parents=True)
-        self._mark = f"PONCHO_TEST_MARK={uuid.uuid4()}"
-        self.environ = {
-            "PATH": os.environ["PATH"],
-            "HOME": "/nonexistent",
-            "CATALOG_HOST": "127.0.0.1",
-            "TMPDIR": str(self.tmp),
+        self._mark, self.environ = marking(
+            CATALOG_HOST="127.0.0.1",
+            TMPDIR=str(self.tmp),
             # A worker that outlives its test must not find the next test's manager at its port.
-            "TCP_LOW_PORT": str(random.randrange(20000, 30000)),
-            **dict([self._mark.split("=")]),
-        }
+            TCP_LOW_PORT=str(random.randrange(20000, 30000)),
+        )
         self.port = 0
         self._manager: Optional[subprocess.Popen[bytes]] = None
         self._started: list[subprocess.Popen[bytes]] = []
@@ -156,15 +151,7 @@ class WorkQueue:
 
     def processes(self) -> list[int]:
         """Every living process that descends from this manager or its workers."""
-        found = []
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                environ = Path("/proc", name, "environ").read_bytes()
-            except OSError:
-                continue  # it ended just now, or is not ours to read
-            if self._mark.encode() in environ.split(b"\0"):
-                found.append(int(name))
-        return found
+        return marked(self._mark)
 
     def stop(self, worker: "subprocess.Popen[bytes]") -> None:
         """End a worker as a batch system does, and wait until nothing of it is left."""

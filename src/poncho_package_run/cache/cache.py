@@ -44,6 +44,9 @@ class Cache:
         path: CACHE; made if it is missing.
         limit: what it may hold, in bytes; None for whatever there is.
 
+    Attributes:
+        key (bytes): what the archive was known by when its sum was taken or recalled.
+
     Raises:
         CannotCreate: it cannot be made; others may write in it; a stranger may have made it.
         InputOutputError: it is full.
@@ -73,7 +76,7 @@ class Cache:
         own = os.stat(self.path).st_uid == os.geteuid()
         self.is_writable = own and os.access(self.path, os.W_OK | os.X_OK)
         self._lease = -1
-        self._key = b""
+        self.key = b""
 
     def entry(self, archive: bytes) -> "Optional[bytes]":
         """Where the environment of an archive lies, or is to lie; None if not in here.
@@ -83,12 +86,13 @@ class Cache:
             Terminated: see ``machine.signals``.
         """
         try:
-            if not stat.S_ISREG(os.stat(archive).st_mode):
-                return None  # a pipe can be read once only
+            status = os.stat(archive)
         except OSError:
             return None  # told by whoever opens it
-        self._key = memo.key(os.stat(archive))
-        directory = memo.recall(self.path, archive)
+        if not stat.S_ISREG(status.st_mode):
+            return None  # a pipe can be read once only
+        self.key = memo.key(status)
+        directory = memo.recall(self.path, self.key)
         if directory is None:
             directory = self.path + b"/" + self._sum(archive)
         if self.is_writable and os.path.islink(directory):
@@ -99,13 +103,13 @@ class Cache:
 
     def hold(self, directory: bytes) -> bool:
         """Take the lease; False if the environment is not there any more."""
-        before, lease = self._lease, memo.hold(directory)
-        self._lease = -1 if lease is None else lease
-        if before >= 0:
-            os.close(before)
-        if lease is not None:
-            memo.touch(self.path, directory)
-        return lease is not None
+        lease = memo.hold(directory)
+        self.let_go()  # of what was held before it was published
+        if lease is None:
+            return False
+        self._lease = lease
+        memo.touch(self.path, directory)
+        return True
 
     def hold_before(self, content: bytes) -> None:
         """Take the lease on what is about to be published, so that there is no instant without."""
@@ -126,21 +130,6 @@ class Cache:
             NoRoom: there is none.
         """
         return Unpacking(self, archive, directory)
-
-    def verify(self, descriptor: int, ended: bool = False) -> None:
-        """Make sure that an open archive is the one that was summed up.
-
-        Args:
-            ended: it has been read; a link to it may have been made meanwhile.
-
-        Raises:
-            Changed: it is not, and belongs to another environment.
-        """
-        found, expected = memo.key(os.fstat(descriptor)), self._key
-        if ended:
-            found, expected = found.rpartition(b"-")[0], expected.rpartition(b"-")[0]
-        if found != expected:
-            raise Changed
 
     def free(self, directory: bytes) -> bool:
         """Remove all that is not in use, but for ``directory``; whether there was any."""
@@ -172,7 +161,7 @@ class Cache:
                     time.sleep(POLL)
                 except OSError:
                     break
-            known = memo.recall(self.path, archive)
+            known = memo.recall(self.path, self.key)
             if known is not None:
                 return os.path.basename(known)
             return _digest(archive, folder if handle >= 0 else None)
@@ -199,7 +188,13 @@ class Unpacking:
         # One at a time, so that what is under way need not be counted.
         self._lock = Lock(path, _PATIENCE, make=False)
         try:
-            self._lock.wait(lambda: None)
+            try:
+                self._lock.wait(lambda: None)
+            except LockTimeout:
+                raise NoRoom(
+                    "other environments are being unpacked into the cache {}; this one is unpacked "
+                    "to a temporary directory".format(os.fsdecode(path))
+                )
             size = os.stat(self._archive).st_size  # whatever becomes of it: hardly less
             over = room.make(path, limit, size, self._directory)
             if over:
@@ -209,20 +204,25 @@ class Unpacking:
                         os.fsdecode(path), room.shown(over)
                     )
                 )
-        except LockTimeout:
-            self._lock.__exit__()
-            raise NoRoom(
-                "other environments are being unpacked into the cache {}; this one is unpacked to "
-                "a temporary directory".format(os.fsdecode(path))
-            )
         except BaseException:
             self._lock.__exit__()
             raise
         return self
 
     def verify(self, descriptor: int, ended: bool = False) -> None:
-        """See ``Cache.verify``."""
-        self._cache.verify(descriptor, ended)
+        """Make sure that an open archive is the one that was summed up.
+
+        Args:
+            ended: it has been read; a link to it may have been made meanwhile.
+
+        Raises:
+            Changed: it is not, and belongs to another environment.
+        """
+        found, expected = memo.key(os.fstat(descriptor)), self._cache.key
+        if ended:
+            found, expected = found.rpartition(b"-")[0], expected.rpartition(b"-")[0]
+        if found != expected:
+            raise Changed
 
     def admit(self, content: bytes, size: int, report: "Report") -> None:
         """Make room for what was unpacked, as large as it has turned out to be."""

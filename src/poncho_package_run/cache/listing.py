@@ -4,7 +4,7 @@ import os
 import time
 
 from ..place.completion import locate
-from ..telling import usage
+from ..telling import help, usage
 from ..telling.errors import InputOutputError, UsageError
 from ..telling.messages import printable
 from . import room
@@ -47,12 +47,7 @@ def show(path: "Optional[bytes]", limit: str) -> int:
     of = " of {}".format(room.shown(usage.size(limit))) if limit else ""
     count = "{} environment{}".format(len(found), "" if len(found) == 1 else "s")
     text += "{}{} in {}, in {}\n".format(size, of, count, printable(cache))
-    left = text.encode("utf-8", "replace")
-    try:
-        while left:
-            left = left[os.write(1, left) :]
-    except OSError as error:
-        raise InputOutputError("cannot write to stdout: {}; redirect it".format(error.strerror))
+    help.show(text)
     return 0
 
 

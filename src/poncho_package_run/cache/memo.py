@@ -24,7 +24,10 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 def warm(cache: bytes, archive: bytes) -> "Optional[bytes]":
     """The prefix of an archive's environment, held; None if there is anything to do or to tell."""
     cache = locate(cache)
-    directory = recall(cache, archive)
+    try:
+        directory = recall(cache, key(os.stat(archive)))
+    except OSError:
+        return None
     if directory is None or not is_safe(cache):
         return None
     lease = hold(directory)
@@ -38,10 +41,10 @@ def warm(cache: bytes, archive: bytes) -> "Optional[bytes]":
     return prefix
 
 
-def recall(cache: bytes, archive: bytes) -> "Optional[bytes]":
-    """Where the environment of an archive lies, if the archive is one that was seen before."""
+def recall(cache: bytes, known: bytes) -> "Optional[bytes]":
+    """Where the environment of an archive lies, if what it is known by was seen before."""
     try:
-        name = os.readlink(cache + b"/" + MEMO + b"/" + key(os.stat(archive)))
+        name = os.readlink(cache + b"/" + MEMO + b"/" + known)
     except OSError:
         return None
     return cache + b"/" + name if is_sum(name) else None

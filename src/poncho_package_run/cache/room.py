@@ -12,7 +12,7 @@ from ..machine.signals import check
 from ..place.completion import read_marker
 from ..place.marker import parse
 from ..place.private import PrivateDirectory
-from ..place.publication import entries
+from ..place.publication import entries, move
 from ..telling.errors import Failure, InputOutputError
 from ..tree.removal import empty
 from .memo import USES, is_sum
@@ -149,7 +149,7 @@ def _remove(cache: bytes, entry: Entry) -> bool:
             try:
                 with PrivateDirectory(cache) as private:
                     private.sweep()
-                    _rename(entry.path, private.content_path)
+                    move(entry.path, private.content_path)
             except (OSError, InputOutputError) as error:
                 if not getattr(error, "full", error.args[:1] in _FULL):
                     raise
@@ -172,15 +172,6 @@ def _remove_in_place(path: bytes) -> None:
     finally:
         os.close(handle)
     os.rmdir(path)
-
-
-def _rename(path: bytes, target: bytes) -> None:
-    try:
-        os.rename(path, target)
-    except PermissionError:
-        # A directory that its owner may not write cannot change its parent.
-        os.chmod(path, stat.S_IMODE(os.lstat(path).st_mode) | 0o200)
-        os.rename(path, target)
 
 
 def _uses(path: bytes) -> "Iterator[Tuple[bytes, float, bytes]]":

@@ -25,7 +25,7 @@ from .private import HIDDEN, PrivateDirectory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Set, Tuple
+    from typing import Dict, Optional, Set, Tuple
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
@@ -159,7 +159,7 @@ def complete(directory: bytes) -> bool:
         names = list(map(os.fsencode, os.listdir(handle)))
         for name in sorted(names, key=MARKER.__eq__):  # the marker last
             try:
-                _rename_up(name, handle, directory)
+                move(name, directory + b"/" + name, handle)
             except FileNotFoundError:
                 pass  # another process was faster
         _remove_empty(path)
@@ -181,8 +181,11 @@ def _remove_empty(path: bytes) -> None:
         pass  # gone, or it is another's who came second, and takes it away himself
 
 
-def _rename_up(name: bytes, source: int, directory: bytes) -> None:
-    target = directory + b"/" + name
+def move(name: bytes, target: bytes, source: "Optional[int]" = None) -> None:
+    """Rename, also a directory that its owner may not write; ``name`` is relative to ``source``.
+
+    Raises OSError.
+    """
     try:
         os.rename(name, target, src_dir_fd=source)
     except PermissionError:

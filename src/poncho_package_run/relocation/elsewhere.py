@@ -11,7 +11,11 @@ from .relocate import open_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Generator, Iterable, Optional, Tuple
+
+    from .unrecorded import Record
+
+    Opened = Generator[Tuple[Contents, Record], None, None]
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -34,19 +38,14 @@ def placeholder_left(directory: int, prefix: bytes, limit: int) -> "Optional[byt
         ArchiveError: a record is malformed, or names something outside the environment.
         OSError: what the system said.
     """
-    directories = Directories(directory)
+    look_at = (each for number, each in enumerate(records(directory)) if number < limit)
+    contents = _contents(directory, look_at)
     try:
-        for number, (path, placeholder, binary, room) in enumerate(records(directory)):
-            opened = open_record(path, directories, os.O_RDONLY) if number < limit else None
-            if opened is not None:
-                try:
-                    edits = edits_of(placeholder, binary, room, prefix, None)
-                    if holds(Contents(opened[0], check), edits, prefix):
-                        return placeholder
-                finally:
-                    os.close(opened[0])
+        for content, (_, placeholder, binary, room) in contents:
+            if holds(content, edits_of(placeholder, binary, room, prefix, None), prefix):
+                return placeholder
     finally:
-        directories.close()
+        contents.close()
     return None
 
 
@@ -63,19 +62,26 @@ def left_behind(directory: int, prefix: bytes) -> int:
     Raises:
         As ``placeholder_left``.
     """
-    count = 0
+    padded = (each for each in records(directory) if each[3] > len(each[1]))
+    return sum(
+        strings(content, packed, prefix)
+        for content, (_, packed, _, _) in _contents(directory, padded)
+    )
+
+
+def _contents(directory: int, chosen: "Iterable[Record]") -> "Opened":
+    """The files of records, each open until the next is asked for."""
     directories = Directories(directory)
     try:
-        for path, packed, _, room in records(directory):
-            opened = open_record(path, directories, os.O_RDONLY) if room > len(packed) else None
+        for record in chosen:
+            opened = open_record(record[0], directories, os.O_RDONLY)
             if opened is not None:
                 try:
-                    count += strings(Contents(opened[0], check), packed, prefix)
+                    yield Contents(opened[0], check), record
                 finally:
                     os.close(opened[0])
     finally:
         directories.close()
-    return count
 
 
 def packed_for(directory: int) -> "Optional[bytes]":

@@ -6,7 +6,6 @@ The script is Python, written by conda-pack (its core.py has the template): amon
 stands one list, with a tuple ``(path, placeholder, mode)`` on each line.
 """
 
-import errno
 import os
 import stat
 
@@ -14,7 +13,7 @@ from ..telling.errors import ArchiveError
 from ..telling.messages import printable
 from ..tree.directories import Directories, components
 from ..tree.names import is_ours
-from .unrecorded import Unrecorded
+from .unrecorded import ABSENT, Unrecorded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,10 +25,6 @@ SCRIPT = b"bin/conda-unpack"
 
 _BEGIN, _END = b"_prefix_records = [\n", b"]"
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-# What open(2) says where there is none: nothing, a symlink, a socket.  Other errors say that nobody
-# can tell, and an environment that is taken for relocated once is never relocated any more.
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO)
 
 # A record has two paths: a line is longer only if it is meant to be.  90,000 records fit, and no
 # list that grows with the records can outgrow the script.
@@ -54,7 +49,7 @@ def records(directory: int) -> "Iterator[Record]":
     try:
         handle = os.open(b"conda-unpack", _OPEN, dir_fd=directories.of(b"bin"))
     except OSError as error:
-        if error.errno in _ABSENT:
+        if error.errno in ABSENT:
             return  # an environment that needs no relocation
         error.filename = SCRIPT
         raise

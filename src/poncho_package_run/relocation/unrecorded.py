@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     Record = Tuple[bytes, bytes, bool, int]
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO)
+
+# What open(2) says where there is none: nothing, a symlink, a socket.  Other errors say that nobody
+# can tell, and an environment that is taken for relocated once is never relocated any more.
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO)
 
 _KEY = b'"prefix_placeholder"'
 _MODES = (b"text", b"binary")
@@ -101,7 +104,7 @@ def _metadata(directory: int) -> "Iterator[bytes]":
     try:
         folder = os.open(b"conda-meta", _OPEN | os.O_DIRECTORY, dir_fd=directory)
     except OSError as error:
-        if error.errno in _ABSENT:
+        if error.errno in ABSENT:
             return
         raise
     try:
@@ -118,7 +121,7 @@ def _read(folder: int, name: str) -> "Optional[bytes]":
     try:
         handle = os.open(name, _OPEN, dir_fd=folder)
     except OSError as error:
-        if error.errno in _ABSENT:
+        if error.errno in ABSENT:
             return None
         raise
     with open(handle, "rb") as file:
@@ -193,7 +196,7 @@ def _is_file(directories: Directories, path: bytes) -> bool:
     except ArchiveError:
         return False
     except OSError as error:
-        if error.errno in _ABSENT or error.errno == errno.ENAMETOOLONG:
+        if error.errno in ABSENT or error.errno == errno.ENAMETOOLONG:
             return False
         raise
     return stat.S_ISREG(status.st_mode)

@@ -56,7 +56,16 @@ def answer(word: str) -> None:
         text = TEXT
     else:
         raise errors.UsageError("unknown option {}; see --help".format(ascii(word)[1:-1]))
-    left = text.encode()
+    show(text)
+    raise SystemExit(0)
+
+
+def show(text: str) -> None:
+    """Write a text to stdout.
+
+    Raises InputOutputError: stdout does not take it.
+    """
+    left = text.encode("utf-8", "replace")
     try:
         while left:
             left = left[os.write(1, left) :]
@@ -64,7 +73,6 @@ def answer(word: str) -> None:
         raise errors.InputOutputError(
             "cannot write to stdout: {}; redirect it".format(error.strerror)
         )
-    raise SystemExit(0)
 
 
 def statuses() -> list:
