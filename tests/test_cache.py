@@ -1,7 +1,6 @@
 """A cache of environments, for all who do not name a directory."""
 
 import hashlib
-import io
 import json
 import os
 import random
@@ -24,6 +23,7 @@ from support import crash, process, readme, tracing
 from support.commands import missing, need
 from support.crash import MANIFEST, MARKER
 from support.messages import refused
+from support.tars import add
 
 SHOW = ["sh", "-c", 'echo "$CONDA_PREFIX"']
 
@@ -39,10 +39,7 @@ def make_archive(path, name, bytes_of_content=1000, random_content=True, executa
         "lib/content": content,
     }
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
-        for member, data in files.items():
-            info = tarfile.TarInfo(member)
-            info.size, info.mode = len(data), 0o755
-            archive.addfile(info, io.BytesIO(data))
+        add(archive, files)
     os.utime(path, ns=(10**18 + 1, 10**18 + 1))
     return path
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_unrecorded import archive_of
 
-from support import process
+from support import crash, process
 from support.messages import refused
 
 SHORT = "/opt/short/" + "p" * 49
@@ -42,27 +42,16 @@ def sandbox(tmp_path):
     return folder
 
 
-def ours(folder):
-    found = set()
-    for path in Path(folder).glob("poncho_package_run-*"):
-        try:
-            if path.stat().st_uid == os.geteuid():
-                found.add(path.name)
-        except FileNotFoundError:
-            pass  # of a test that runs beside this one
-    return found
-
-
 def links(folder, to):
     """The private directories in which a symlink leads to below ``to``."""
     found = set()
-    for name in ours(folder):
+    for path in crash.private_directories(Path(folder)):
         try:
-            target = os.readlink(Path(folder, name, "env"))
+            target = os.readlink(path / "env")
         except OSError:
-            continue
+            continue  # a directory, or of a test that runs beside this one
         if target.startswith(str(to)):
-            found.add(name)
+            found.add(path.name)
     return found
 
 

@@ -1,6 +1,5 @@
 """An environment that cannot run on this machine is refused when that is seen, or told of once."""
 
-import io
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 from poncho_package_run.machine import architecture
 from support.commands import need
 from support.messages import PREFIX, refused
+from support.tars import add
 
 HERE = os.uname().machine
 OTHER = {"x86_64": (183, "aarch64")}.get(HERE, (62, "x86_64"))
@@ -55,10 +55,7 @@ def pack(path, program, format="tar.gz", top=""):
             archive.writestr(link, b"python3.11")
         return path
     with tarfile.open(path, "w:" + format.partition(".")[2]) as archive:
-        for name, data in members(program, top):
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o755
-            archive.addfile(info, io.BytesIO(data))
+        add(archive, dict(members(program, top)))
         info = tarfile.TarInfo(top + "bin/python")
         info.type, info.linkname = tarfile.SYMTYPE, "python3.11"
         archive.addfile(info)
@@ -105,16 +102,14 @@ def test_what_follows_is_not_waited_for(spawn, tmp_path):
 def test_programs_for_other_machines_may_lie_elsewhere(run, tmp_path):
     path = tmp_path / "a"
     with tarfile.open(path, "w") as archive:
-        for name, data in (
-            ("bin/python-cross", elf(OTHER[0])),
-            ("conda-meta/history", b""),
-            ("venv/cross/bin/python3.11", elf(OTHER[0])),
-            ("bin/tool", b"#!/bin/sh\necho ran\n"),
-            ("bin/python3.11", b"#!/bin/sh\n"),
-        ):
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o755
-            archive.addfile(info, io.BytesIO(data))
+        content = {
+            "bin/python-cross": elf(OTHER[0]),
+            "conda-meta/history": b"",
+            "venv/cross/bin/python3.11": elf(OTHER[0]),
+            "bin/tool": b"#!/bin/sh\necho ran\n",
+            "bin/python3.11": b"#!/bin/sh\n",
+        }
+        add(archive, content)
     assert run("-e", path, "tool", check=True).stdout == b"ran\n"
 
 
@@ -156,10 +151,7 @@ def with_glibc(path, **needed):
             depends = ["python >=3.11", f"__glibc >={version},<3.0.a0"] if version else ["python"]
             document = {"build": "h1", "depends": depends, "files": ["x" * 90] * 900, "name": name}
             content[f"conda-meta/{name}-1.2-h1_0.json"] = json.dumps(document, indent=2).encode()
-        for name, data in content.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o755
-            archive.addfile(info, io.BytesIO(data))
+        add(archive, content)
     return path
 
 

@@ -15,6 +15,7 @@ from support import trees
 from support.commands import need
 from support.environments import PLACEHOLDER
 from support.relocations import WINDOW, Case, ours
+from support.tars import add
 
 BUILT = PLACEHOLDER.encode()
 PACKED = b"/opt/conda/envs/work"
@@ -105,10 +106,7 @@ def archive_of(path, metadata, files, records=()):
         **files,
     }
     with tarfile.open(path, "w:gz") as archive:
-        for name, data in content.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o755
-            archive.addfile(info, io.BytesIO(data))
+        add(archive, content)
     return path
 
 
@@ -214,10 +212,7 @@ def test_a_short_place_is_found_only_where_it_is_a_path(run, tmp_path):
         **texts,
     }
     with tarfile.open(tmp_path / "a", "w:gz") as archive:
-        for name, data in content.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o755
-            archive.addfile(info, io.BytesIO(data))
+        add(archive, content)
     run("-e", tmp_path / "a", "-d", tmp_path / "kept", check=True)
     assert {name: (tmp_path / "kept" / name).read_bytes() for name in texts} == after
 

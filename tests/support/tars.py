@@ -4,6 +4,9 @@ POSIX.1-2017, pax, "ustar Interchange Format"; the GNU dialect as in GNU tar's
 manual, "Basic Tar Format".
 """
 
+import tarfile
+from collections.abc import Mapping
+from io import BytesIO
 from typing import Union
 
 BLOCK = 512
@@ -138,3 +141,11 @@ def longname(name: bytes, type: bytes = b"L") -> bytes:
 def environment(*members: bytes) -> bytes:
     """A whole archive: the least that makes an environment, then ``members``, then the end."""
     return member(b"conda-meta/history") + b"".join(members) + END
+
+
+def add(archive: tarfile.TarFile, content: Mapping[str, bytes]) -> None:
+    """Add files, all of mode 0755, to an archive that ``tarfile`` writes."""
+    for name, data in content.items():
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o755
+        archive.addfile(info, BytesIO(data))
