@@ -110,8 +110,13 @@ def test_a_start_that_waits_imports_hardly_more(importing, start, kept, tmp_path
 
 
 def open_files(pid):
-    folder = f"/proc/{pid}/fd"
-    return [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
+    found = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            found.append(os.readlink(entry.path))
+        except FileNotFoundError:
+            pass  # closed meanwhile
+    return found
 
 
 def test_a_cold_start_imports_them(importing, environment, tmp_path):
