@@ -6,9 +6,11 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 	&& echo $$name && break; done)
 RUN = .venv/bin/python
 ARTIFACT = dist/poncho_package_run.pyz
+# The native library, for each processor: committed, so that only who changes it needs a compiler.
+PROCESSORS = x86_64 aarch64
 SOURCES = build.py pyproject.toml $(shell find src -name '*.py') src/header.sh
 
-.PHONY: all demo test check bench sweep storm fuzz endings clean
+.PHONY: all demo test check bench sweep storm fuzz endings native native-check clean
 
 all: $(ARTIFACT)
 
@@ -40,6 +42,22 @@ fuzz: $(ARTIFACT)
 
 endings: $(ARTIFACT)
 	$(RUN) tests/endings.py --runs 3000 $(ARGS)
+
+native: .venv/native
+	$(foreach processor,$(PROCESSORS),$(call compile,$(processor),src/native) &&) true
+
+native-check: .venv/native
+	directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
+	$(foreach processor,$(PROCESSORS),$(call compile,$(processor),$$directory) && \
+	cmp "$$directory/$(processor).so" src/native/$(processor).so &&) true
+
+# Freestanding: no C library, nothing that is not in these files; and the same bytes wherever and
+# whenever it is compiled.
+define compile
+$(RUN) -m ziglang cc -target $(1)-linux-none -std=gnu2x -O3 -ffreestanding -nostdlib -shared -fPIC \
+-fno-stack-protector -fvisibility=hidden -Wall -Wextra -Werror -s -Wl,--build-id=none \
+-Wl,-z,max-page-size=65536 -o "$(2)/$(1).so" $(sort $(wildcard src/native/*.c))
+endef
 
 clean:
 	rm -rf .venv build tests/.cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
