@@ -63,7 +63,9 @@ static uint32_t crc32_by_tables(uint32_t crc, const uint8_t *data, uint64_t size
 #ifdef __x86_64__
 /* Below that, asking for the processor costs more than it gains: under a hypervisor, CPUID is a
    trap of a microsecond or more, and the tables do 2 KB in one. */
+#ifndef WORTH_ASKING
 #define WORTH_ASKING 4096
+#endif
 
 /* PCLMULQDQ. It works on the registers that every x86-64 system saves. */
 static int can_multiply(void)
