@@ -9,7 +9,8 @@ CLANG ?= clang
 ARTIFACT = dist/poncho_package_run.pyz
 # The native library, for each processor: committed, so that only who changes it needs a compiler.
 PROCESSORS = x86_64 aarch64
-SOURCES = build.py pyproject.toml $(shell find src -name '*.py') src/header.sh
+SOURCES = build.py pyproject.toml $(shell find src -name '*.py') src/header.sh \
+	$(wildcard src/native/*.so)
 
 .PHONY: all demo test check bench sweep storm fuzz endings native native-check fuzz-native clean
 

@@ -79,4 +79,23 @@ PPR_EXPORT int32_t ppr_inflate(struct ppr_inflate *state);
 /* zlib's crc32(data, crc). */
 PPR_EXPORT uint32_t ppr_crc32(uint32_t crc, const uint8_t *data, uint64_t size);
 
+/* A file to make, or more of the body of the one before it. */
+struct ppr_piece {
+    int32_t directory; /* an open descriptor; below zero: more of the same file */
+    uint32_t mode;     /* permission bits; the kernel takes the umask from them */
+    const uint8_t *data;
+    uint64_t size;
+    int64_t seconds;     /* the time of access and of modification */
+    int64_t nanoseconds; /* below zero: it keeps the present time */
+};
+
+/* Make files, each below its directory, where none may be: their names stand one behind the other,
+   each ended by a NUL, and are of one component.
+
+   Returns how many are whole. If these are not all, *error is what the system said of the next one:
+   above zero if that was not created, below zero if it was; or 0 where *stop, which another thread
+   may set, is not. */
+PPR_EXPORT uint64_t ppr_write(const struct ppr_piece *pieces, uint64_t count, const char *names,
+                              const volatile int32_t *stop, int32_t *error);
+
 #endif

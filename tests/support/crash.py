@@ -212,6 +212,8 @@ class Place:
         self.python: list[Word] = [sys.executable, "-S"]
         self.cwd = Path("/")
         self.variables = {"PATH": os.environ["PATH"], "TMPDIR": str(self.tmp), "HOME": "/proc"}
+        if "PONCHO_PACKAGE_RUN_NATIVE" in os.environ:
+            self.variables["PONCHO_PACKAGE_RUN_NATIVE"] = os.environ["PONCHO_PACKAGE_RUN_NATIVE"]
         root.mkdir(parents=True, exist_ok=True)
         self.archive = archive(root / "archive", format)
         self.tmp.mkdir(exist_ok=True)

@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, List, Optional, Tuple
 
+    from ..machine.native import Native
     from .member import Buffer
     from .source import Source
 
@@ -74,7 +75,7 @@ def recognises_tail(source: "Source") -> bool:
     return source.seekable and bool(_ends(_tail(source)))
 
 
-def members(source: "Source") -> "Iterator[Member]":
+def members(source: "Source", native: "Optional[Native]" = None) -> "Iterator[Member]":
     """The members of a zip archive, in the order of its central directory.
 
     Bodies are detached: each reads, inflates and checks its own member whenever and in
@@ -117,7 +118,8 @@ def members(source: "Source") -> "Iterator[Member]":
             raise _refused(source, path, "has a backslash in its name and comes from MS-DOS")
         mode = header[15] >> 16 if host in (_UNIX, _MAC_OS) else 0
         member = Member(FILE, path, mode & 0o7777 if mode else 0o644, _dos_time(date, clock), usize)
-        body = _body(source, name, offset, limit, flags, method, crc, csize, usize, date, member)
+        sizes = crc, csize, usize
+        body = _body(source, name, offset, limit, flags, method, sizes, date, member, native)
         kind = stat.S_IFMT(mode)
         if path.endswith(b"/"):
             kind = kind or stat.S_IFDIR
@@ -150,11 +152,10 @@ def _body(
     limit: int,
     flags: int,
     method: int,
-    crc: int,
-    csize: int,
-    usize: int,
+    sizes: "Tuple[int, int, int]",
     date: int,
     member: Member,
+    native: "Optional[Native]",
 ) -> "Iterator[Buffer]":
     """The content of the member whose local header is at ``offset`` of the file.
 
@@ -162,6 +163,7 @@ def _body(
     directory starts: members that share bytes are how small archives become huge.  The
     exact time, which unzip and bsdtar take from that header alone, is set in ``member``.
     """
+    crc, csize, usize = sizes
     head = source.pread(max(min(limit - offset, _INPUT), 0), offset)
     if len(head) < _LOCAL.size or head[:4] != _LOCAL_MAGIC:
         raise _damaged(source, name, "has no header where the directory says")
@@ -190,6 +192,20 @@ def _body(
     if (own_crc, own_csize, own_usize) != (crc, csize, usize):
         raise _damaged(source, name, "has another size or checksum in its own header")
 
+    given = 0
+    if native is not None and method == _DEFLATED:
+        from .inflate import Unsure, inflated
+
+        first = head[data : data + csize]
+        try:
+            for chunk in inflated(native, source, first, position, end, crc, usize):
+                source.look()
+                yield chunk
+                given += len(chunk)
+            return
+        except Unsure:
+            pass  # what of it has not been given yet follows, or what is wrong with it
+
     inflate = zlib.decompressobj(-zlib.MAX_WBITS) if method == _DEFLATED else None
     piece: Buffer = memoryview(head)[data : data + csize]
     position += len(piece)
@@ -212,7 +228,9 @@ def _body(
                 raise _damaged(source, name, "is longer than its header says")
             checksum = zlib.crc32(output, checksum)
             source.look()
-            yield output
+            if given < len(output):
+                yield output[given:]
+            given = max(given - len(output), 0)
         if done:
             break
         if not piece:

@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Deque, List, Optional, Tuple
 
+    from ..machine.native import Native
+
     Create = Callable[[int, bytes, Member], int]
     Failed = Callable[[OSError, bytes, int], Exception]
     Task = Tuple[int, bytes, Member]
@@ -29,6 +31,9 @@ _BATCH_BYTES = 1 << 19
 # that takes only one who is stuck in a system call.
 _LOOK = 0.1
 _GRACE = 1.0
+
+# Seconds before and after 1970 that any file system has.
+_TIMES = 1 << 40
 
 
 def create(directory: int, name: bytes, mode: int) -> int:
@@ -78,6 +83,8 @@ class Writers:
         create: opens a new file, given its directory, its name and the member;
             IsADirectoryError puts it off.
         failed: what to raise for an error of the system, given the member's path and size.
+        native: writes what lies in memory, if it is there: without the interpreter, which goes on
+            meanwhile, and with fewer steps.
 
     Attributes:
         works (bool): the system had a thread to give.
@@ -85,7 +92,14 @@ class Writers:
             the caller looks here before each ``write``.
     """
 
-    def __init__(self, count: int, together: int, create: "Create", failed: "Failed") -> None:
+    def __init__(
+        self,
+        count: int,
+        together: int,
+        create: "Create",
+        failed: "Failed",
+        native: "Optional[Native]" = None,
+    ) -> None:
         self._together = together
         self._batch: List[Task] = []
         self._batch_bytes = 0
@@ -98,6 +112,8 @@ class Writers:
         self._waiting = 0
         self._error: Optional[BaseException] = None
         self._closed = False
+        self._native = native
+        self._stop = native.integer(0) if native is not None else None
         self._threads = threads.start(self._run, count)
         self.works = bool(self._threads)
 
@@ -159,6 +175,8 @@ class Writers:
 
         After a second at most, and then nothing is written but by a system call already made.
         """
+        if self._stop is not None:
+            self._stop.value = 1
         with self._changed:
             self._closed = True
             self._tasks.clear()
@@ -185,21 +203,66 @@ class Writers:
                 batch, size = self._tasks.popleft()
             failure: Optional[BaseException] = None
             put_off: List[Task] = []
-            for directory, name, member in batch:
-                try:
-                    self._look()
-                    write(self._create(directory, name, member), member, self._look)
-                except IsADirectoryError:
-                    put_off.append((directory, name, member))
-                except OSError as error:
-                    failure = self._failed(error, member.path, member.size)
-                except BaseException as error:
-                    failure = error
-                if failure:
-                    break
+            try:
+                put_off = self._write_batch(batch)
+            except BaseException as error:
+                failure = error
             with self._changed:
                 self.put_off += put_off
                 self._error = self._error or failure  # raised in the caller, by what it calls next
                 self._names.difference_update([(task[0], task[1]) for task in batch])
                 self._waiting -= size
                 self._changed.notify_all()
+
+    def _write_batch(self, batch: "List[Task]") -> "List[Task]":
+        """Write them in order; those that are put off."""
+        put_off: List[Task] = []
+        at = 0
+        while at < len(batch):
+            self._look()
+            if self._native is not None:
+                at += self._write_natively(self._native, batch[at:])
+                if at == len(batch):
+                    break
+            directory, name, member = batch[at]
+            at += 1
+            try:
+                write(self._create(directory, name, member), member, self._look)
+            except IsADirectoryError:
+                put_off.append((directory, name, member))
+            except OSError as error:
+                raise self._failed(error, member.path, member.size)
+        return put_off
+
+    def _write_natively(self, native: "Native", batch: "List[Task]") -> int:
+        """Write the first of them, those that lie in memory, up to one that cannot be created.
+
+        Returns:
+            How many are written.
+        """
+        pack = native.piece.pack
+        pieces, names = [], []
+        for directory, name, member in batch:
+            body, addresses, mtime_ns = member.body, member.addresses, member.mtime_ns
+            if type(body) is not tuple or len(body) != len(addresses):
+                break
+            seconds, nanoseconds = (0, -1) if mtime_ns is None else divmod(mtime_ns, 1000000000)
+            if not -_TIMES < seconds < _TIMES:
+                break
+            size = len(body[0]) if body else 0
+            address = addresses[0] if body else 0
+            mode = member.mode & 0o777
+            pieces.append(pack(directory, mode, address, size, seconds, nanoseconds))
+            names.append(name)
+            for piece, address in zip(body[1:], addresses[1:]):
+                pieces.append(pack(-1, 0, address, len(piece), 0, 0))
+        ended = b"\0".join(names) + b"\0"
+        if not names or ended.count(b"\0") != len(names):
+            return 0
+        error = native.integer()
+        count: int = native.write(b"".join(pieces), len(pieces), ended, self._stop, error)
+        if error.value < 0:  # of a file that was created
+            code = -error.value
+            member = batch[count][2]
+            raise self._failed(OSError(code, os.strerror(code)), member.path, member.size)
+        return count
