@@ -860,6 +860,26 @@ def test_a_signal_ends_an_eviction_between_two_environments(use, cache, tmp_path
     assert private(cache) == []
 
 
+def test_a_signal_ends_the_removal_of_a_large_one(use, spawn, cache, tmp_path):
+    large, small = tmp_path / "large", make_archive(tmp_path / "small", "small", 1000)
+    with tarfile.open(large, "w") as archive:
+        add(archive, {f"lib/{number}": b"" for number in range(100)})
+        add(archive, {"conda-meta/history": b"", "lib/content": bytes(200_000)})
+    use(large, "true", check=True)
+    words = ["--cache", cache, "--cache-limit", "100K", "-e", small, "--", "true"]
+    slowly = tracing.strace("-e", "inject=unlinkat:delay_enter=100000")
+    tool = spawn(*words, wrapper=slowly, env={"PONCHO_PACKAGE_RUN_THREADS": "1"})
+    process.wait_for(lambda: not (cache / sum_of(large)).exists())
+    [child] = process.children_of(tool.pid)
+    os.kill(child, signal.SIGTERM)
+    _, err = tool.communicate(timeout=60)  # strace has something to say, too
+    assert tool.returncode == 128 + signal.SIGTERM
+    assert b"poncho_package_run: " not in err
+    assert len(private(cache)) == 1, "it went on to the end of it, for ten seconds"
+    use(small, "true", limit="100K", check=True)
+    assert (names(cache), private(cache)) == ({sum_of(small)}, [])
+
+
 def test_who_looks_whether_it_is_in_use_is_waited_for(use, cache, tmp_path, locked):
     path = make_archive(tmp_path / "a", "a")
     use(path, check=True)

@@ -8,10 +8,12 @@ import time
 
 from .. import MANIFEST, MARKER
 from ..machine import process
-from ..machine.signals import check
+from ..machine.signals import Terminated, check
+from ..machine.threads import start
 from ..place.completion import NONE, read_marker
+from ..place.lock import POLL
 from ..place.marker import parse
-from ..place.private import PrivateDirectory, lease
+from ..place.private import CONTENT, PrivateDirectory, lease
 from ..place.publication import entries, move
 from ..telling.errors import Failure, InputOutputError
 from ..tree.removal import empty, remove
@@ -27,6 +29,9 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LATELY = 7 * 24 * 3600  # seconds
 
 _FULL = ((errno.ENOSPC,), (errno.EDQUOT,))
+
+# A signal has to end this within a second.
+_GRACE = 0.5
 
 # So many archives are remembered; those of tasks' sandboxes come and go.
 _MEMORIES = 10000
@@ -163,6 +168,7 @@ def _remove(cache: bytes, entry: Entry) -> bool:
                     os.rename(_folder(entry.path), private.path + b"/uses")
                 except OSError:
                     pass  # there are none
+                _empty(private)
         except (OSError, InputOutputError) as error:
             if not getattr(error, "full", error.args[:1] in _FULL):
                 raise
@@ -173,6 +179,25 @@ def _remove(cache: bytes, entry: Entry) -> bool:
     except (OSError, Failure):
         return False  # another process removes it, or it may not be written
     return True
+
+
+def _empty(private: PrivateDirectory) -> None:
+    """Remove what was moved aside; what a signal leaves of a large one is for the next run's sweep.
+
+    In a thread, which may still be at it when this process ends.
+    """
+    handle = os.dup(private.descriptor)
+    # None at a limit on processes: then the end of the context does it.
+    threads = start(lambda: remove(handle, CONTENT))
+    try:
+        while any(thread.is_alive() for thread in threads):
+            check()
+            time.sleep(POLL)
+    except Terminated:
+        threads[0].join(_GRACE)
+        private.leave(threads[0].is_alive())
+        raise
+    os.close(handle)
 
 
 def _remove_in_place(path: bytes) -> None:
