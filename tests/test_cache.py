@@ -552,6 +552,41 @@ def test_half_of_one_is_cleared_and_unpacked_again(use, run, cache, tmp_path, go
     assert private(cache) == []
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 20])
+def test_one_whose_removal_by_hand_was_interrupted_is_unpacked_again(
+    use, run, environment, cache, count
+):
+    """Whatever the order in which rm takes it: of directories, the first it takes is inside."""
+    archive = environment.archive(scripts=False)
+    use(archive, check=True)
+    entry = cache / sum_of(archive)
+    before = set(entry.rglob("*"))
+    killing = tracing.strace("-e", f"inject=unlinkat,unlink,rmdir:signal=KILL:when={count}")
+    subprocess.run([*killing, "rm", "-rf", entry], stderr=subprocess.DEVNULL)
+    lost = before - set(entry.rglob("*"))
+    assert len(lost) == count - 1
+    state = b"damaged" if lost - {entry / MANIFEST} else b"free"
+    assert state in run("--cache", cache, "--list-cache", check=True).stdout
+    result = use(archive, "greet", check=True)
+    assert result.stdout == b"hello\n"
+    assert (b"unpacking again" in result.stderr) == (state == b"damaged")
+    assert use(archive, "greet", check=True).stderr == b""
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b'"', b"\\", b"\n", b"d'/\xc3\xa9"])
+def test_whatever_the_names_in_it_a_start_is_a_warm_one(use, cache, tmp_path, name):
+    path = tmp_path / "a"
+    with tarfile.open(path, "w") as archive:
+        for each in (name, b"conda-meta/" + name):
+            add(archive, {each.decode("utf-8", "surrogateescape"): b""})
+    for _ in range(2):
+        assert use(path, "true", check=True).stderr == b""
+    log = tmp_path / "log"
+    use(path, "true", wrapper=tracing.recording(log), check=True)
+    taken = [each for each in tracing.calls(log) if each.name == "flock"]
+    assert len(taken) == 1, "the lease alone"
+
+
 @pytest.mark.parametrize("target", ["../../victim", "/etc", "x" * 64, "A" * 64, "0" * 63, ".."])
 def test_a_memory_that_makes_no_sense_is_none(use, tiny, cache, target):
     use(tiny, check=True)

@@ -214,7 +214,7 @@ def fill(
     with Archive(path) as archive:
         from .durability.manifest import Manifest  # while other threads decode already
         from .place.fresh import relocate_fresh
-        from .place.marker import facts, join, put
+        from .place.marker import facts, first_of, join, put
         from .tree.names import is_ours
         from .tree.unpack import Tree
 
@@ -241,12 +241,13 @@ def fill(
                 report.files, report.bytes = tree.files, tree.bytes
             if manifest is not None:
                 known = manifest.finish()
-                size, mtime = source.size, source.mtime_ns
+                size, mtime, first = source.size, source.mtime_ns, None
                 if unpacking is not None:
                     unpacking.verify(source.fd, ended=True)
                     size = mtime = None
+                    first = first_of(private.content_path)
                 sizes = tree.files, tree.bytes
-                put(content, facts(final, root, path, size, mtime, known, *sizes))
+                put(content, facts(final, root, path, size, mtime, known, *sizes, first))
         finally:
             if manifest is not None:
                 manifest.close()

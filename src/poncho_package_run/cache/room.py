@@ -12,7 +12,7 @@ from ..machine.signals import Terminated, check
 from ..machine.threads import start
 from ..place.completion import NONE, read_marker
 from ..place.lock import POLL
-from ..place.marker import parse
+from ..place.marker import has_first, parse
 from ..place.private import CONTENT, PrivateDirectory, lease
 from ..place.publication import entries, move
 from ..telling.errors import Failure, InputOutputError
@@ -45,14 +45,14 @@ class Entry:
         size, files (int): bytes of its files, and their number.
         used (float): when it was last used, seconds since the epoch.
         archive (bytes): what it was unpacked from; b"" if it does not say so.
-        is_whole (bool): it has its completion marker.
+        is_whole (bool): it has its completion marker, and nobody has begun to remove it.
     """
 
     def __init__(self, path: bytes) -> None:
         self.path = path
         marker = read_marker(path)
         found = (parse(marker) if marker else None) or {}
-        self.is_whole = bool(found)
+        self.is_whole = bool(found) and has_first(path, found)
         self.archive: bytes = found.get("archive", "").encode("utf-8", "surrogateescape")
         self.size: int
         self.files: int

@@ -66,6 +66,10 @@ def ready_prefix(
             return None  # "/w/env2" is not below "/w/env"
         if b'"root": "%s"' % below[1:] not in marker:
             return None
+        # Has somebody begun to remove it?
+        first = marker.partition(b'"first": "')[2].partition(b'"')[0]
+        if first and not exists(directory + b"/" + first):
+            return None
         # Of another machine's restarts nothing is known here.
         if not (
             ON_DISK in marker

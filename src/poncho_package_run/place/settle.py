@@ -13,7 +13,18 @@ from ..machine import library
 from ..telling.errors import ArchiveError, CannotCreate, Failure, InputOutputError
 from ..telling.failures import located
 from .completion import exists, is_prefix, is_trusted, read_marker, shut, untrusted
-from .marker import facts, is_unproven, join, parse, prefix_of, put, relocated, root_of, take_effect
+from .marker import (
+    facts,
+    has_first,
+    is_unproven,
+    join,
+    parse,
+    prefix_of,
+    put,
+    relocated,
+    root_of,
+    take_effect,
+)
 from .prefix import find_prefix
 from .private import PrivateDirectory, is_in_use, is_leased
 from .publication import can_be_replaced, complete, entries, make_alike
@@ -93,7 +104,7 @@ def at_once(
     if is_unproven(found) and (not compare or _lost(directory, found, report)):
         return None
     prefix = join(directory, root)
-    if prefix_of(found) != prefix or not is_prefix(prefix):
+    if prefix_of(found) != prefix or not is_prefix(prefix) or not has_first(directory, found):
         return None
     _compare(directory, archive, found, report)
     return prefix
@@ -135,7 +146,7 @@ def _marked(
         _replace_marker(directory, dict(found, on_disk=True))
     _compare(directory, archive, found, report)
     root = root_of(found)
-    if cached and not is_prefix(join(directory, root or b"")):
+    if cached and not (is_prefix(join(directory, root or b"")) and has_first(directory, found)):
         _set_aside(directory, archive, marker, "a part of it is gone", report)
         return None
     if root is None or not is_prefix(join(directory, root)):
