@@ -988,6 +988,23 @@ def test_numbers_in_a_marker_as_nobody_writes_them(use, run, cache, tmp_path, nu
     assert names(cache) == {sum_of(second)}
 
 
+@pytest.mark.parametrize(
+    "text", [b"a\\u0000b", b"a\0b", b"x" * 5000, b"/", b"../../etc", b"\xff", b"\\", b"/etc/passwd"]
+)
+@pytest.mark.parametrize("field", [b"first", b"root", b"prefix"])
+def test_paths_in_a_marker_as_nobody_writes_them(use, cache, tmp_path, field, text):
+    path = make_archive(tmp_path / "a", "a")
+    use(path, check=True)
+    marker = cache / sum_of(path) / MARKER
+    if field == b"prefix":
+        text = bytes(cache / sum_of(path)) + b"/" + text
+    planted = b'"%s": "%s"' % (field, text)
+    found = re.sub(b'"%s": "[^"]*"' % field, lambda _: planted, marker.read_bytes())
+    marker.write_bytes(found)
+    assert use(path, "check").returncode == 0
+    assert use(path, check=True).stdout == bytes(cache / sum_of(path)) + b"\n"
+
+
 @pytest.mark.parametrize("what", ["file", "fifo", "symlink", "directory", "dangling"])
 def test_what_lies_in_the_place_of_a_time_of_use_is_no_obstacle(use, cache, tmp_path, what):
     first, second, third = (make_archive(tmp_path / name, name, 100_000) for name in "abc")

@@ -190,12 +190,13 @@ def _empty(private: PrivateDirectory) -> None:
     # None at a limit on processes: then the end of the context does it.
     threads = start(lambda: remove(handle, CONTENT))
     try:
-        while any(thread.is_alive() for thread in threads):
-            check()
-            time.sleep(POLL)
+        for thread in threads:
+            while thread.is_alive():
+                check()
+                thread.join(POLL)
     except Terminated:
-        threads[0].join(_GRACE)
-        private.leave(threads[0].is_alive())
+        thread.join(_GRACE)
+        private.leave(thread.is_alive())
         raise
     os.close(handle)
 

@@ -198,4 +198,6 @@ def exists(path: bytes) -> bool:
         os.lstat(path)
         return True
     except OSError as error:
-        return error.errno not in NONE
+        return error.errno not in (*NONE, errno.ENAMETOOLONG)
+    except ValueError:
+        return False  # a NUL is in it, out of a marker
