@@ -1181,7 +1181,7 @@ def test_a_cache_on_a_file_system_that_cannot_be_written(artifact, tmp_path, sma
     (tmp_path / "tmp").mkdir()
     tool = f'"{sys.executable}" "{artifact}" --cache "{tmp_path}/small/cache" -e'
     script = f"""
-        {tool} "{first}" && mount -o remount,ro "{tmp_path}/small" || exit 99
+        {tool} "{first}" && mount -o remount,bind,ro "{tmp_path}/small" || exit 99
         for archive in "{first}" "{second}"; do {tool} $archive sh -c 'echo $CONDA_PREFIX'; done
     """
     env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
