@@ -1,5 +1,6 @@
 """A cache of environments, for all who do not name a directory."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -7,11 +8,13 @@ import random
 import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tarfile
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ import pytest
 from poncho_package_run.cache import memo, room
 from poncho_package_run.telling.errors import UsageError
 from poncho_package_run.telling.usage import size
-from support import crash, process, readme, tracing
+from support import crash, process, readme, tracing, trees
 from support.commands import missing, need
 from support.crash import MANIFEST, MARKER
 from support.messages import refused
@@ -62,9 +65,10 @@ def cache(tmp_path):
 def use(run, cache):
     """Run a command in an archive's environment in the cache."""
 
-    def use(archive, *words, limit=None, env=None, **options):
-        limits = ["--cache-limit", limit] if limit is not None else []
-        command = ["--cache", cache, *limits, "-e", archive, "--", *(words or SHOW)]
+    def use(archive, *words, limit=None, wait=None, env=None, **options):
+        more = ["--cache-limit", limit] if limit is not None else []
+        more += ["-w", wait] if wait is not None else []
+        command = ["--cache", cache, *more, "-e", archive, "--", *(words or SHOW)]
         return run(*command, env=env, **options)
 
     return use
@@ -72,6 +76,11 @@ def use(run, cache):
 
 def names(cache):
     return {name for name in os.listdir(cache) if not name.startswith(".")}
+
+
+def uses_of(cache, path):
+    """Where the uses of an archive's environment are noted: a file for each boot of a machine."""
+    return cache / os.fsdecode(memo.USES) / sum_of(path)
 
 
 def private(cache):
@@ -298,8 +307,7 @@ def test_200_runs_of_12_archives_in_a_cache_for_four(run, spawn, use, cache, tmp
 def test_what_another_machine_has_used_lately_is_left_alone(use, cache, tmp_path):
     first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
     use(first, check=True)
-    uses = cache / os.fsdecode(memo.USES)
-    other = uses / f"{sum_of(first)}-00000000-1111-2222-3333-444444444444"
+    other = uses_of(cache, first) / "00000000-1111-2222-3333-444444444444"
     other.write_text("another machine's")
     result = use(second, limit="150K")
     assert b"no room" in result.stderr
@@ -308,18 +316,17 @@ def test_what_another_machine_has_used_lately_is_left_alone(use, cache, tmp_path
     os.utime(other, (week, week))
     assert use(second, limit="150K", check=True).stderr == b""
     assert names(cache) == {sum_of(second)}
-    assert not [name for name in os.listdir(uses) if name.startswith(sum_of(first))]
+    assert not uses_of(cache, first).exists()
 
 
 def test_an_earlier_boot_of_this_machine_keeps_nothing(use, cache, tmp_path):
     first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
     use(first, check=True)
-    uses = cache / os.fsdecode(memo.USES)
-    (own,) = uses.iterdir()
+    (own,) = uses_of(cache, first).iterdir()
     machine = own.read_text()
     if not machine:
         pytest.skip("this machine has no machine id")
-    earlier = own.rename(uses / f"{sum_of(first)}-00000000-1111-2222-3333-444444444444")
+    earlier = own.rename(own.with_name("00000000-1111-2222-3333-444444444444"))
     os.utime(earlier, (10**9, 10**9))
     with open("/proc/uptime", encoding="ascii") as file:
         booted = time.time() - float(file.read().split()[0])
@@ -328,14 +335,15 @@ def test_an_earlier_boot_of_this_machine_keeps_nothing(use, cache, tmp_path):
     assert names(cache) == {sum_of(second)}
 
 
-def test_where_locks_are_refused_nothing_lately_used_is_removed(use, cache, tmp_path):
+@pytest.mark.parametrize("error", ["ENOLCK", "EIO", "ENOSYS"])
+def test_where_locks_are_refused_nothing_lately_used_is_removed(use, cache, tmp_path, error):
     first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
-    refusing = tracing.strace("-e", "inject=flock:error=ENOLCK")
+    refusing = tracing.strace("-e", f"inject=flock:error={error}")
     use(first, "check", check=True, wrapper=refusing)
     result = use(second, "check", limit="150K", wrapper=refusing)
     assert (result.returncode, names(cache)) == (0, {sum_of(first)})
     assert b"no room" in result.stderr
-    for path in (cache / os.fsdecode(memo.USES)).iterdir():
+    for path in uses_of(cache, first).iterdir():
         os.utime(path, (1, 1))
     use(second, "check", limit="150K", wrapper=refusing, check=True)
     assert names(cache) == {sum_of(second)}
@@ -458,6 +466,38 @@ class TestSeveralUsers:
         assert result.returncode in (0, 73)
         assert not result.stdout.startswith(bytes(own))
 
+    @pytest.mark.parametrize("what", ["damaged", "moved", "restarted"])
+    @pytest.mark.parametrize("owner", [0, 12345])
+    def test_what_is_not_complete_in_anothers_is_neither_used_nor_written(
+        self, everybody_s, cache, tmp_path, owner, what
+    ):
+        """Not by root, either, whom its owner may want to lead astray."""
+        path = crash.archive(tmp_path / "a", "tar.gz")
+        path.chmod(0o644)
+        cache.mkdir()
+        os.chown(cache, owner, owner)
+        assert self.call(everybody_s, owner, cache, path, tmp_path).returncode == 0
+        cache.chmod(0o755)
+        if what == "damaged":
+            shutil.rmtree(cache / sum_of(path) / "conda-meta")
+            (cache / sum_of(path) / "bin/activate").unlink(missing_ok=True)
+        elif what == "restarted":
+            crash.restart(cache / sum_of(path))
+        else:
+            cache = cache.rename(tmp_path / "moved")
+        before = trees.snapshot(cache)
+        other = 12345 - owner
+        result = self.call(everybody_s, other, cache, path, tmp_path, "hello")
+        assert result.returncode == 0
+        assert trees.snapshot(cache) == before
+        if what == "restarted":  # it is compared with its manifest, and whole
+            assert result.stdout == b"hello from " + bytes(cache / sum_of(path))
+            assert result.stderr == b""
+        else:
+            assert result.stdout.startswith(b"hello from " + bytes(tmp_path / "tmp"))
+            assert result.stderr.count(b"\n") == 1
+            assert bytes(cache / sum_of(path)) in result.stderr
+
     def test_root_writes_nothing_into_a_users_cache(self, everybody_s, cache, tmp_path):
         path = make_archive(tmp_path / "a", "a")
         cache.mkdir()
@@ -512,6 +552,41 @@ def test_half_of_one_is_cleared_and_unpacked_again(use, run, cache, tmp_path, go
     assert private(cache) == []
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 20])
+def test_one_whose_removal_by_hand_was_interrupted_is_unpacked_again(
+    use, run, environment, cache, count
+):
+    """Whatever the order in which rm takes it: of directories, the first it takes is inside."""
+    archive = environment.archive(scripts=False)
+    use(archive, check=True)
+    entry = cache / sum_of(archive)
+    before = set(entry.rglob("*"))
+    killing = tracing.strace("-e", f"inject=unlinkat,unlink,rmdir:signal=KILL:when={count}")
+    subprocess.run([*killing, "rm", "-rf", entry], stderr=subprocess.DEVNULL)
+    lost = before - set(entry.rglob("*"))
+    assert len(lost) == count - 1
+    state = b"damaged" if lost - {entry / MANIFEST} else b"free"
+    assert state in run("--cache", cache, "--list-cache", check=True).stdout
+    result = use(archive, "greet", check=True)
+    assert result.stdout == b"hello\n"
+    assert (b"unpacking again" in result.stderr) == (state == b"damaged")
+    assert use(archive, "greet", check=True).stderr == b""
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b'"', b"\\", b"\n", b"d'/\xc3\xa9"])
+def test_whatever_the_names_in_it_a_start_is_a_warm_one(use, cache, tmp_path, name):
+    path = tmp_path / "a"
+    with tarfile.open(path, "w") as archive:
+        for each in (name, b"conda-meta/" + name):
+            add(archive, {each.decode("utf-8", "surrogateescape"): b""})
+    for _ in range(2):
+        assert use(path, "true", check=True).stderr == b""
+    log = tmp_path / "log"
+    use(path, "true", wrapper=tracing.recording(log), check=True)
+    taken = [each for each in tracing.calls(log) if each.name == "flock"]
+    assert len(taken) == 1, "the lease alone"
+
+
 @pytest.mark.parametrize("target", ["../../victim", "/etc", "x" * 64, "A" * 64, "0" * 63, ".."])
 def test_a_memory_that_makes_no_sense_is_none(use, tiny, cache, target):
     use(tiny, check=True)
@@ -561,7 +636,7 @@ def test_the_table(run, spawn, use, cache, tmp_path):
     old = make_archive(tmp_path / "old.tar.gz", "old", 3_000_000)
     new = make_archive(tmp_path / "new.tar.gz", "new", 1000)
     use(old, check=True)
-    for path in (cache / os.fsdecode(memo.USES)).iterdir():
+    for path in uses_of(cache, old).iterdir():
         os.utime(path, (10**9, 10**9))
     running = spawn("--cache", cache, "-e", new, "--", *COMMANDS["itself"])
     assert running.stdout.readline() == b"in\n"
@@ -721,3 +796,445 @@ def test_a_symlink_in_the_place_of_an_environment_is_not_followed(use, cache, tm
     (cache / sum_of(path)).symlink_to(victim)
     assert use(path, check=True).stdout == bytes(cache / sum_of(path)) + b"\n"
     assert (os.listdir(victim) if there else victim.exists()) == (["precious"] if there else False)
+
+
+# What an adversary has found
+
+
+def hold_lock(path, seconds="60"):
+    """A process that holds the exclusive lock on a file or directory, when this returns."""
+    holder = subprocess.Popen([need("flock"), "-o", path, "sleep", seconds], start_new_session=True)
+    process.wait_for(lambda: process.children_of(holder.pid))
+    return holder
+
+
+@pytest.fixture
+def locked():
+    """Hold exclusive locks until the test ends."""
+    holders = []
+    yield lambda *words: holders.append(hold_lock(*words))
+    for holder in holders:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(holder.pid, signal.SIGKILL)
+        holder.wait()
+
+
+def plant(path, what):
+    """Put something that is no directory at a path."""
+    if what == "file":
+        path.write_bytes(b"x" * 500_000)
+    elif what == "fifo":
+        os.mkfifo(path)
+    elif what == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            here = os.open(path.parent, os.O_RDONLY)
+            server.bind(f"/proc/self/fd/{here}/{path.name}")
+            os.close(here)
+    elif what == "device":
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("needs root, to make a device")
+
+
+@pytest.mark.parametrize("what", ["file", "fifo", "socket", "device"])
+def test_what_is_no_directory_in_the_place_of_an_environment_is_left(use, cache, tmp_path, what):
+    """It may be the archive itself, where archives are kept by their sums."""
+    path = make_archive(tmp_path / "a", "a")
+    cache.mkdir(mode=0o700)
+    plant(cache / sum_of(path), what)
+    before = os.lstat(cache / sum_of(path))
+    for _ in range(2):
+        result = use(path, timeout=20)
+        assert result.returncode == 0
+        assert result.stdout.startswith(bytes(tmp_path / "tmp")), "as if there were no cache"
+        assert result.stderr.count(b"\n") == 1
+        assert bytes(cache / sum_of(path)) in result.stderr
+    assert os.path.samestat(before, os.lstat(cache / sum_of(path)))
+    assert private(cache) == []
+
+
+@pytest.mark.parametrize("what", ["file", "fifo", "symlink"])
+def test_what_is_no_environment_counts_nothing(use, run, cache, tmp_path, what):
+    path = make_archive(tmp_path / "a", "a", 1000)
+    cache.mkdir(mode=0o700)
+    odd = cache / ("0" * 64)
+    if what == "symlink":
+        (tmp_path / "victim").mkdir()
+        plant(tmp_path / "victim" / "large", "file")
+        odd.symlink_to(tmp_path / "victim")
+    else:
+        plant(odd, what)
+    result = use(path, limit="300K", check=True)
+    assert (result.stdout, result.stderr) == (bytes(cache / sum_of(path)) + b"\n", b"")
+    assert os.path.lexists(odd)
+    assert run("--cache", cache, "--list-cache", check=True).stdout.count(b"\n") == 3
+
+
+def test_no_lock_of_the_cache_is_waited_for_longer_than_was_said(use, cache, tmp_path, locked):
+    path = make_archive(tmp_path / "a", "a")
+    (cache / os.fsdecode(memo.MEMO)).mkdir(parents=True)
+    cache.chmod(0o700)
+    locked(cache)
+    locked(cache / os.fsdecode(memo.MEMO))
+    # Without that, each is waited for a minute.
+    result = use(path, wait="0.1", limit="1G", check=True, timeout=30)
+    assert result.stdout.startswith(bytes(tmp_path / "tmp"))
+    assert b"other environments are being unpacked" in result.stderr
+
+
+def test_a_signal_ends_an_eviction_between_two_environments(use, cache, tmp_path):
+    paths = [make_archive(tmp_path / name, name, 100_000) for name in "abcd"]
+    for path in paths[:3]:
+        use(path, check=True)
+    calls = "rename,renameat,renameat2"
+    wrapper = tracing.strace("-e", f"trace={calls}", "-e", f"inject={calls}:signal=TERM:when=1")
+    result = use(paths[3], limit="150K", wrapper=wrapper)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGTERM, b"")
+    assert len(names(cache)) == 2, "one had been begun with"
+    assert private(cache) == []
+
+
+def test_a_signal_ends_the_removal_of_a_large_one(use, spawn, cache, tmp_path):
+    large, small = tmp_path / "large", make_archive(tmp_path / "small", "small", 1000)
+    with tarfile.open(large, "w") as archive:
+        add(archive, {f"lib/{number}": b"" for number in range(100)})
+        add(archive, {"conda-meta/history": b"", "lib/content": bytes(200_000)})
+    use(large, "true", check=True)
+    words = ["--cache", cache, "--cache-limit", "100K", "-e", small, "--", "true"]
+    slowly = tracing.strace("-e", "inject=unlinkat:delay_enter=100000")
+    tool = spawn(*words, wrapper=slowly, env={"PONCHO_PACKAGE_RUN_THREADS": "1"})
+    process.wait_for(lambda: not (cache / sum_of(large)).exists())
+    [child] = process.children_of(tool.pid)
+    os.kill(child, signal.SIGTERM)
+    _, err = tool.communicate(timeout=60)  # strace has something to say, too
+    assert tool.returncode == 128 + signal.SIGTERM
+    assert b"poncho_package_run: " not in err
+    assert len(private(cache)) == 1, "it went on to the end of it, for ten seconds"
+    use(small, "true", limit="100K", check=True)
+    assert (names(cache), private(cache)) == ({sum_of(small)}, [])
+
+
+def test_who_looks_whether_it_is_in_use_is_waited_for(use, cache, tmp_path, locked):
+    path = make_archive(tmp_path / "a", "a")
+    use(path, check=True)
+    locked(cache / sum_of(path) / MANIFEST, "1.5")
+    result = use(path, check=True)
+    assert (result.stdout, result.stderr) == (bytes(cache / sum_of(path)) + b"\n", b"")
+    locked(cache / sum_of(path) / MANIFEST)
+    result = use(path, wait="0", check=True)
+    assert result.stdout.startswith(bytes(tmp_path / "tmp"))
+
+
+def lease_of(running):
+    """What a process holds as its lease."""
+    found = [os.readlink(f"/proc/{running.pid}/fd/{name}") for name in ("10", "11")
+             if os.path.lexists(f"/proc/{running.pid}/fd/{name}")]  # fmt: skip
+    return found[0] if found else ""
+
+
+def test_a_damaged_one_that_is_leased_is_not_removed(use, spawn, cache, tmp_path):
+    first, second = (make_archive(tmp_path / name, name, 1000) for name in "ab")
+    running = spawn("--cache", cache, "-e", first, "--", *COMMANDS["itself"])
+    assert running.stdout.readline() == b"in\n"
+    assert lease_of(running) == str(cache / sum_of(first) / MANIFEST)
+    (cache / sum_of(first) / MARKER).unlink()
+    for path in (first, second):  # the second sweeps
+        assert use(path, "check").returncode == 0
+        kept = Path(lease_of(running))
+        assert kept != cache / sum_of(first) / MANIFEST, "another is in its place"
+        assert kept.exists() and (kept.parent / "lib" / "content").exists()
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    third = make_archive(tmp_path / "c", "c", 1000)
+    use(third, check=True)
+    assert private(cache) == []
+
+
+# Times and numbers as nobody gives them.
+TIMES = [-(10**10), 2**55, 10**15, 0, 253402300800]
+
+
+@pytest.mark.parametrize("seconds", TIMES)
+def test_times_of_use_as_nobody_has_them(use, run, cache, tmp_path, seconds):
+    first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
+    use(first, check=True)
+    [own] = uses_of(cache, first).iterdir()
+    other = own.with_name(str(uuid.uuid4()))
+    other.write_bytes(b"nan\0\xff" * 1000)
+    for path in (own, other):
+        try:
+            os.utime(path, (seconds, seconds))
+        except (OSError, OverflowError):
+            pytest.skip("this file system knows no such time")
+    table = run("--cache", cache, "--list-cache", check=True).stdout
+    assert table.count(b"\n") == 3
+    assert use(second, limit="150K", check=True).stderr == b""
+    assert names(cache) == {sum_of(second)}
+
+
+NUMBERS = [10**400, -1, 1 << 70, 1e30, float("nan"), True, "1", None]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: repr(number)[:9])
+def test_numbers_in_a_marker_as_nobody_writes_them(use, run, cache, tmp_path, number):
+    first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
+    use(first, check=True)
+    marker = cache / sum_of(first) / MARKER
+    marker.write_text(json.dumps(dict(json.loads(marker.read_text()), bytes=number, files=number)))
+    table = run("--cache", cache, "--list-cache", check=True).stdout
+    assert re.search(rb"  (98|99)K  +5  ", table), "what it says makes no sense: it is measured"
+    assert use(second, limit="150K", check=True).stderr == b""
+    assert names(cache) == {sum_of(second)}
+
+
+@pytest.mark.parametrize(
+    "text", [b"a\\u0000b", b"a\0b", b"x" * 5000, b"/", b"../../etc", b"\xff", b"\\", b"/etc/passwd"]
+)
+@pytest.mark.parametrize("field", [b"first", b"root", b"prefix"])
+def test_paths_in_a_marker_as_nobody_writes_them(use, cache, tmp_path, field, text):
+    path = make_archive(tmp_path / "a", "a")
+    use(path, check=True)
+    marker = cache / sum_of(path) / MARKER
+    if field == b"prefix":
+        text = bytes(cache / sum_of(path)) + b"/" + text
+    planted = b'"%s": "%s"' % (field, text)
+    found = re.sub(b'"%s": "[^"]*"' % field, lambda _: planted, marker.read_bytes())
+    marker.write_bytes(found)
+    assert use(path, "check").returncode == 0
+    assert use(path, check=True).stdout == bytes(cache / sum_of(path)) + b"\n"
+
+
+@pytest.mark.parametrize("what", ["file", "fifo", "symlink", "directory", "dangling"])
+def test_what_lies_in_the_place_of_a_time_of_use_is_no_obstacle(use, cache, tmp_path, what):
+    first, second, third = (make_archive(tmp_path / name, name, 100_000) for name in "abc")
+    use(first, check=True)
+    use(second, check=True)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    os.utime(victim, (1, 1))
+    before = victim.stat()
+    for own in [*uses_of(cache, first).iterdir(), *uses_of(cache, second).iterdir()]:
+        own.unlink()
+        if what == "symlink":
+            own.symlink_to(victim)
+        elif what == "dangling":
+            own.symlink_to(tmp_path / "nothing")
+        elif what == "directory":
+            (own / "below").mkdir(parents=True)
+        else:
+            plant(own, what)
+    use(first, "check", check=True, timeout=20)
+    # There is room for one more: what is removed is counted as such.
+    assert use(third, "check", limit="230K", check=True, timeout=20).stderr == b""
+    assert len(names(cache)) == 2
+    assert (victim.stat(), victim.read_text()) == (before, "precious")
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(memo.MEMO), os.fsdecode(memo.USES)])
+def test_a_symlink_in_the_place_of_the_tool_s_own_is_not_followed(use, tiny, cache, tmp_path, name):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    cache.mkdir(mode=0o700)
+    (cache / name).symlink_to(victim)
+    for _ in range(2):
+        assert use(tiny, "hello", check=True).stdout == b"hello\n"
+    assert os.listdir(victim) == []
+
+
+def test_what_others_settle_is_not_removed(use, cache, tmp_path, locked):
+    """After a restart of the machine somebody compares it with its manifest, under the lock."""
+    first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
+    use(first, check=True)
+    crash.restart(cache / sum_of(first))
+    locked(cache / sum_of(first))
+    result = use(second, limit="150K", check=True)
+    assert b"no room" in result.stderr
+    assert names(cache) == {sum_of(first)}
+
+
+@pytest.mark.parametrize("limit", [None, "1G"])
+def test_an_archive_that_vanishes_while_it_waits_is_told(spawn, cache, tmp_path, limit):
+    path = make_archive(tmp_path / "a", "a")
+    (cache / sum_of(path)).mkdir(parents=True)
+    cache.chmod(0o700)
+    holder = hold_lock(cache / sum_of(path))
+    limits = ["--cache-limit", limit] if limit else []
+    tool = spawn("--cache", cache, *limits, "-e", path, "--", *SHOW)
+    process.wait_for(lambda: os.path.lexists(cache / os.fsdecode(memo.MEMO)))
+    time.sleep(1)
+    path.unlink()
+    os.killpg(holder.pid, signal.SIGKILL)
+    holder.wait()
+    out, err = tool.communicate(timeout=30)
+    assert (tool.returncode, out) == (66, b""), err
+    assert bytes(path) in err
+
+
+def test_one_that_can_never_have_room_removes_nothing(use, cache, tmp_path):
+    paths = [make_archive(tmp_path / name, name, 100_000) for name in "ab"]
+    for path in paths:
+        use(path, check=True)
+    large = make_archive(tmp_path / "large", "large", 400_000)
+    result = use(large, "check", limit="300K", check=True)
+    assert result.stderr.count(b"\n") == 1 and b"no room" in result.stderr
+    assert names(cache) == {sum_of(path) for path in paths}
+
+
+def test_a_cache_that_is_removed_under_a_run_is_not_made_with_another_mode(spawn, cache, tmp_path):
+    """While an archive is summed up, which takes seconds."""
+    path = make_archive(tmp_path / "a", "a")
+    folder = cache / os.fsdecode(memo.MEMO)
+    wrapper = tracing.strace("-P", folder, "-e", "inject=openat:delay_exit=1000000")
+    umask = os.umask(0o002)
+    try:
+        tool = spawn("--cache", cache, "-e", path, "--", *SHOW, wrapper=wrapper)
+        process.wait_for(folder.exists)
+        shutil.rmtree(cache)
+    finally:
+        os.umask(umask)
+    assert tool.wait(timeout=60) == 0
+    assert not cache.exists() or stat.S_IMODE(cache.stat().st_mode) == 0o700
+
+
+def test_an_archive_of_the_future_is_remembered(use, cache, tmp_path):
+    path = make_archive(tmp_path / "a", "a")
+    os.utime(path, (5 * 10**9, 5 * 10**9))
+    let_clock_step()
+    use(path, check=True)
+    assert len(os.listdir(cache / os.fsdecode(memo.MEMO))) == 1
+
+
+@pytest.mark.parametrize("what", ["symlink", "fifo", "directory"])
+def test_what_lies_in_the_place_of_a_manifest_is_no_obstacle(use, cache, tmp_path, what):
+    path = make_archive(tmp_path / "a", "a")
+    use(path, check=True)
+    manifest = cache / sum_of(path) / MANIFEST
+    manifest.unlink()
+    if what == "symlink":
+        manifest.symlink_to("/etc/passwd")
+    elif what == "directory":
+        manifest.mkdir()
+    else:
+        plant(manifest, what)
+    result = use(path, check=True, timeout=20)
+    assert (result.stdout, result.stderr) == (bytes(cache / sum_of(path)) + b"\n", b"")
+
+
+# Where it may lie
+
+
+def test_one_that_has_moved_is_relocated_to_where_it_lies(run, cache, tmp_path):
+    path = crash.archive(tmp_path / "a", "tar.gz")
+    where, moved = cache / sum_of(path), tmp_path / "moved" / sum_of(path)
+    for directory in (where, moved):
+        result = run("--cache", directory.parent, "-e", path, "hello", check=True)
+        assert (result.stdout, result.stderr) == (b"hello from " + bytes(directory), b"")
+        if directory == where:
+            cache.rename(moved.parent)
+    result = run("--cache", moved.parent, "-e", path, "hello", check=True)
+    assert (result.stdout, result.stderr) == (b"hello from " + bytes(moved), b"")
+
+
+def test_one_that_has_moved_in_use_is_left_as_it_is(run, spawn, cache, tmp_path):
+    """It may not have moved at all, but be seen by another path, as through a mount."""
+    path = crash.archive(tmp_path / "a", "tar.gz")
+    running = spawn("--cache", cache, "-e", path, "--", *COMMANDS["itself"])
+    assert running.stdout.readline() == b"in\n"
+    moved = cache.rename(tmp_path / "moved")
+    before = trees.snapshot(moved / sum_of(path))
+    result = run("--cache", moved, "-e", path, "hello", check=True)
+    assert result.stdout.startswith(b"hello from " + bytes(tmp_path / "tmp"))
+    assert result.stderr.count(b"\n") == 1
+    assert trees.snapshot(moved / sum_of(path)) == before
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    result = run("--cache", moved, "-e", path, "hello", check=True)
+    assert result.stdout == b"hello from " + bytes(moved / sum_of(path))
+
+
+PATHS = {
+    "blank": b"a cache", "newline": b"a\ncache", "quotes": b"'\"$(x)\\", "no text": b"\xff\xfe",
+    "trailing slash": b"cache//", "dots": b"./x/../cache", "below": b"x/y/z", "dash": b"-x",
+    "long": b"/".join([b"d" * 200] * 10), "symlink": b"link/cache",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_odd_paths(run, tmp_path, name):
+    path = make_archive(tmp_path / "a", "a")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    expected = os.path.realpath(bytes(tmp_path) + b"/" + PATHS[name])
+    for _ in range(2):
+        result = run(b"--cache=" + PATHS[name], "-e", path, "--", *SHOW, cwd=tmp_path, check=True)
+        assert result.stdout == expected + b"/" + sum_of(path).encode() + b"\n"
+        assert result.stderr == b""
+    result = run(b"--cache=" + PATHS[name], "--list-cache", cwd=tmp_path, check=True)
+    assert result.stdout.count(b"\n") == 3
+
+
+def test_a_cache_on_a_file_system_that_cannot_be_written(artifact, tmp_path, small):
+    first, second = (make_archive(tmp_path / name, name) for name in "ab")
+    (tmp_path / "tmp").mkdir()
+    tool = f'"{sys.executable}" "{artifact}" --cache "{tmp_path}/small/cache" -e'
+    script = f"""
+        {tool} "{first}" && mount -o remount,bind,ro "{tmp_path}/small" || exit 99
+        for archive in "{first}" "{second}"; do {tool} $archive sh -c 'echo $CONDA_PREFIX'; done
+    """
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    result = subprocess.run([*small, "sh", "-c", script], capture_output=True, env=env, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
+    warm, cold = result.stdout.splitlines()
+    assert warm == bytes(tmp_path / "small" / "cache" / sum_of(first))
+    assert cold.startswith(bytes(tmp_path / "tmp"))
+
+
+def test_after_a_restart_of_the_machine_it_is_compared(use, cache, tmp_path):
+    path = make_archive(tmp_path / "a", "a", 100_000)
+    for whole in (False, True):
+        use(path, check=True)
+        crash.restart(cache / sum_of(path))
+        if not whole:
+            crash.lose_content(cache / sum_of(path) / "lib" / "content", 0)
+        result = use(path, "check", check=True)
+        assert (b"unpacking again" in result.stderr) == (not whole)
+
+
+def test_by_its_shell_header_as_well(artifact, tiny, cache, variables):
+    env = {**variables, b"PONCHO_PACKAGE_RUN_CACHE": bytes(cache)}
+    for _ in range(2):
+        command = ["sh", artifact, "-e", tiny, "--", *SHOW]
+        result = subprocess.run(command, env=env, capture_output=True, timeout=60)
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert result.stdout == bytes(cache / sum_of(tiny)) + b"\n"
+
+
+def test_a_lease_is_held_behind_activation_scripts(run, spawn, environment, cache):
+    archive = environment.archive(scripts=True)
+    running = spawn("--cache", cache, "-e", archive, "--", *COMMANDS["itself"])
+    assert running.stdout.readline() == b"in\n"
+    assert lease_of(running) == str(cache / sum_of(archive) / MANIFEST)
+
+
+def test_an_entry_that_is_half_removed_goes_from_a_full_disk_too(artifact, tmp_path):
+    first = make_archive(tmp_path / "a", "a", 1 << 20)
+    second = make_archive(tmp_path / "b", "b", 1 << 19)
+    small = tmp_path / "small"
+    small.mkdir()
+    namespace = ["-m"] if os.geteuid() == 0 else ["-Urm"]
+    tool = f'"{sys.executable}" "{artifact}" --cache "{small}/cache" -e'
+    script = f"""
+        mount -t tmpfs -o size=2m none "{small}" || exit 99
+        {tool} "{first}" check || exit 98
+        rm "{small}"/cache/*/{MARKER}
+        dd if=/dev/zero of="{small}/fill" bs=4k 2>/dev/null
+        {tool} "{second}" check
+    """
+    command = [need("unshare"), *namespace, "bash", "-c", script]
+    result = subprocess.run(command, capture_output=True, timeout=60)
+    if result.returncode == 99:
+        missing("needs a mount namespace: run it as root, or allow user namespaces")
+    assert (result.returncode, result.stderr) == (0, b""), result

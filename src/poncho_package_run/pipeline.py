@@ -59,7 +59,8 @@ def in_cache(path: bytes, options: "Options") -> "Optional[bytes]":
     from .telling.usage import size
 
     with interruptible():
-        cache = Cache(path, size(options.cache_limit) if options.cache_limit else None)
+        limit = size(options.cache_limit) if options.cache_limit else None
+        cache = Cache(path, limit, options.wait_for_lock)
         directory = cache.entry(options.environment)
     freed = False
     for _ in range(_ROUNDS):
@@ -74,11 +75,16 @@ def in_cache(path: bytes, options: "Options") -> "Optional[bytes]":
             with interruptible():
                 directory = cache.entry(options.environment)
             continue
-        except InputOutputError as error:
-            if not error.full or freed or not cache.free(directory):
+        except (CannotCreate, InputOutputError) as error:
+            if error.full and not freed:
+                with interruptible():
+                    freed = cache.free(directory)
+                if freed:
+                    continue  # once more, now that what is unused is gone
+            if isinstance(error, InputOutputError) and cache.is_writable:
                 raise
-            freed = True  # once more, now that what is unused is gone
-            continue
+            warn("the environment is unpacked to a temporary directory: {}".format(error))
+            break
         if cache.hold(directory):  # else it was removed again to make room
             return prefix
     cache.let_go()
@@ -90,6 +96,7 @@ def prepared(
 ) -> bytes:
     """The prefix of the environment in a directory that is kept; unpacked there if it is empty."""
     directory = locate(path)
+    is_others = cache is not None and not cache.is_writable
     with Report(options.debug) as report, interruptible():
 
         def found() -> "Optional[bytes]":
@@ -97,13 +104,21 @@ def prepared(
             if prefix is None and os.path.lexists(directory + b"/" + MARKER):
                 from .place.settle import at_once
 
-                prefix = at_once(directory, archive, report)
+                prefix = at_once(directory, archive, report, is_others)
             return prefix
 
         prefix = found()
         if prefix is not None:
             return prefix
-        with Lock(directory, options.wait_for_lock, make=archive is not None) as lock:
+        if is_others:
+            raise CannotCreate(
+                "{} is damaged or has moved, and only its owner can mend that".format(
+                    os.fsdecode(directory)
+                )
+            )
+        # A cache is made by itself alone, with its mode.
+        make = None if archive is None else os.makedirs if cache is None else os.mkdir
+        with Lock(directory, options.wait_for_lock, make) as lock:
             for _ in range(_ROUNDS):
                 with report.phase("lock"):
                     prefix = lock.wait(found, report.waiting)
@@ -199,7 +214,7 @@ def fill(
     with Archive(path, private.content) as archive:
         from .durability.manifest import Manifest  # while other threads decode already
         from .place.fresh import relocate_fresh
-        from .place.marker import facts, join, put
+        from .place.marker import facts, first_of, join, put
         from .tree.names import is_ours
         from .tree.unpack import Tree
 
@@ -228,12 +243,13 @@ def fill(
                 report.files, report.bytes = tree.files, tree.bytes
             if manifest is not None:
                 known = manifest.finish()
-                size, mtime = source.size, source.mtime_ns
+                size, mtime, first = source.size, source.mtime_ns, None
                 if unpacking is not None:
                     unpacking.verify(source.fd, ended=True)
                     size = mtime = None
+                    first = first_of(private.content_path)
                 sizes = tree.files, tree.bytes
-                put(content, facts(final, root, path, size, mtime, known, *sizes))
+                put(content, facts(final, root, path, size, mtime, known, *sizes, first))
         finally:
             if manifest is not None:
                 manifest.close()

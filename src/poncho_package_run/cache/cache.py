@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 
-# For so many seconds it is waited for another run that sums up an archive already.
-_PATIENCE = 60.0
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# For so many seconds at most it is waited for others that are at work in the cache, or only look
+# whether an environment is in use.
+_PATIENCE, _GLANCE = 60.0, 5.0
 
 # A change may leave an archive's times as they were if it came within one step of the file
 # system's clock (nanoseconds): of the kernel's, or of those that count seconds or two of them.
@@ -43,18 +46,22 @@ class Cache:
     Args:
         path: CACHE; made if it is missing.
         limit: what it may hold, in bytes; None for whatever there is.
+        patience: for how many seconds its locks may be waited for.
 
     Attributes:
+        is_writable (bool): it is this user's own, and can be written.
         key (bytes): what the archive was known by when its sum was taken or recalled.
+        size (int): bytes of it then.
 
     Raises:
         CannotCreate: it cannot be made; others may write in it; a stranger may have made it.
         InputOutputError: it is full.
     """
 
-    def __init__(self, path: bytes, limit: "Optional[int]") -> None:
+    def __init__(self, path: bytes, limit: "Optional[int]", patience: float) -> None:
         self.path = locate(path)
         self.limit = limit
+        self.patience = min(patience, _PATIENCE)
         umask = os.umask(0o077)
         try:
             os.makedirs(self.path, 0o700, exist_ok=True)
@@ -77,6 +84,7 @@ class Cache:
         self.is_writable = own and os.access(self.path, os.W_OK | os.X_OK)
         self._lease = -1
         self.key = b""
+        self.size = 0
 
     def entry(self, archive: bytes) -> "Optional[bytes]":
         """Where the environment of an archive lies, or is to lie; None if not in here.
@@ -91,7 +99,7 @@ class Cache:
             return None  # told by whoever opens it
         if not stat.S_ISREG(status.st_mode):
             return None  # a pipe can be read once only
-        self.key = memo.key(status)
+        self.key, self.size = memo.key(status), status.st_size
         directory = memo.recall(self.path, self.key)
         if directory is None:
             directory = self.path + b"/" + self._sum(archive)
@@ -102,8 +110,16 @@ class Cache:
         return None
 
     def hold(self, directory: bytes) -> bool:
-        """Take the lease; False if the environment is not there any more."""
+        """Take the lease; False if the environment is not there any more.
+
+        Who looks whether it may be removed has it as well, for as long as that takes.
+        """
+        end = time.monotonic() + min(self.patience, _GLANCE)
         lease = memo.hold(directory)
+        marker = directory + b"/" + MARKER
+        while lease is None and time.monotonic() < end and os.path.lexists(marker):
+            time.sleep(POLL)
+            lease = memo.hold(directory)
         self.let_go()  # of what was held before it was published
         if lease is None:
             return False
@@ -146,12 +162,15 @@ class Cache:
         handle = -1
         if self.is_writable:
             try:
-                os.makedirs(folder, 0o700, exist_ok=True)
-                handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.mkdir(folder, 0o700)
+                except FileExistsError:
+                    pass
+                handle = os.open(folder, _OPEN)
             except OSError:
                 pass  # full, for one: what is not remembered is read again
         try:
-            end = time.monotonic() + _PATIENCE
+            end = time.monotonic() + self.patience
             while handle >= 0 and time.monotonic() < end:
                 check()
                 try:
@@ -180,13 +199,20 @@ class Unpacking:
         self._lock: Optional[Lock] = None
 
     def __enter__(self) -> "Unpacking":
-        limit, path = self._cache.limit, self._cache.path
+        limit, path, size = self._cache.limit, self._cache.path, self._cache.size
         if limit is None:
             return self
+        if size > limit:  # whatever becomes of it: hardly less
+            raise NoRoom(
+                "the cache {} has no room for {}, whatever is removed from it; the environment is "
+                "unpacked to a temporary directory".format(
+                    os.fsdecode(path), os.fsdecode(self._archive)
+                )
+            )
         from . import room  # not for who only waits: 10 ms
 
         # One at a time, so that what is under way need not be counted.
-        self._lock = Lock(path, _PATIENCE, make=False)
+        self._lock = Lock(path, self._cache.patience)
         try:
             try:
                 self._lock.wait(lambda: None)
@@ -195,7 +221,6 @@ class Unpacking:
                     "other environments are being unpacked into the cache {}; this one is unpacked "
                     "to a temporary directory".format(os.fsdecode(path))
                 )
-            size = os.stat(self._archive).st_size  # whatever becomes of it: hardly less
             over = room.make(path, limit, size, self._directory)
             if over:
                 raise NoRoom(
@@ -259,7 +284,9 @@ def _digest(archive: bytes, folder: "Optional[bytes]") -> bytes:
         error.filename = archive
         raise located(error, archive)
     name = digest.hexdigest().encode()
-    latest = max(before.st_mtime_ns, before.st_ctime_ns)
+    # A time of modification that is to come was given to it, and a change will take it away.
+    times = [before.st_ctime_ns] + [before.st_mtime_ns] * (before.st_mtime_ns < began + _COARSE)
+    latest = max(times)
     step = _STEP if latest % 10**9 else _COARSE
     if folder is not None and memo.key(before) == memo.key(after) and latest + step < began:
         _remember(folder, memo.key(before), name)

@@ -39,7 +39,10 @@ def show(path: "Optional[bytes]", limit: str) -> int:
         )
     text = _ROW.format("SIZE", "FILES", "LAST USE", "STATE", "ARCHIVE, AND WHERE IT LIES")
     for each in sorted(found, key=lambda each: each.used, reverse=True):
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.used))
+        try:
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.used))
+        except (OverflowError, ValueError, OSError):
+            used = "?"  # a time that no calendar has
         name = printable(os.path.basename(each.archive)) or "?"
         where = "{}  {}".format(name, printable(each.path))
         text += _ROW.format(room.shown(each.size), each.files, used, _state(each), where)
@@ -55,12 +58,11 @@ def _state(entry: room.Entry) -> str:
     if not entry.is_whole:
         return "damaged"
     try:
-        handle = entry.seize()
+        handles = entry.seize()
     except OSError:
         return "?"
-    if handle is None:
-        return "in use"
-    os.close(handle)
-    return "free"
+    for handle in handles:
+        os.close(handle)
+    return "free" if handles else "in use"
 
 

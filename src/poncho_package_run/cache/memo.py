@@ -87,14 +87,12 @@ def hold(directory: bytes) -> "Optional[int]":
         handle = os.open(path, _OPEN)
     except PermissionError:
         return -1  # another user's, who lets nobody hold it
-    except FileNotFoundError:
-        path = directory  # somebody has removed it; then the directory serves
+    except OSError:
+        path = directory  # somebody has removed or replaced it; then the directory serves
         try:
             handle = os.open(path, _OPEN | os.O_DIRECTORY)
         except OSError:
             return None
-    except OSError:
-        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -113,18 +111,22 @@ def hold(directory: bytes) -> "Optional[int]":
 
 
 def touch(cache: bytes, directory: bytes) -> None:
-    """Note the time of use, in a file for each environment and boot of a machine."""
+    """Note the time of use, in a file for each environment and boot of a machine.
+
+    In a cache of this user's only: another decides himself what goes, and may lead root astray.
+    """
     try:
         with open(_BOOT, "rb", 0) as file:
             boot = file.read(64).strip()
     except OSError:
         boot = os.fsencode(os.uname().nodename)
-    path = cache + b"/" + USES + b"/" + os.path.basename(directory) + b"-" + boot
+    path = b"/".join((cache, USES, os.path.basename(directory), boot))
     try:
-        os.utime(path)
+        if os.stat(cache).st_uid == os.geteuid():
+            os.utime(path, follow_symlinks=False)
     except FileNotFoundError:
         from .uses import begin
 
         begin(path)
     except OSError:
-        pass  # it may not be written: its owner decides what goes
+        pass  # it may not be written

@@ -8,18 +8,20 @@ import time
 
 from .. import MANIFEST, MARKER
 from ..machine import process
-from ..machine.signals import check
-from ..place.completion import read_marker
-from ..place.marker import parse
-from ..place.private import PrivateDirectory
+from ..machine.signals import Terminated, check
+from ..machine.threads import start
+from ..place.completion import NONE, read_marker
+from ..place.lock import POLL
+from ..place.marker import has_first, parse
+from ..place.private import CONTENT, PrivateDirectory, lease
 from ..place.publication import entries, move
 from ..telling.errors import Failure, InputOutputError
-from ..tree.removal import empty
+from ..tree.removal import empty, remove
 from .memo import USES, is_sum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterator, List, Optional, Tuple
+    from typing import Iterator, List, Tuple
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -27,6 +29,9 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LATELY = 7 * 24 * 3600  # seconds
 
 _FULL = ((errno.ENOSPC,), (errno.EDQUOT,))
+
+# A signal has to end this within a second.
+_GRACE = 0.5
 
 # So many archives are remembered; those of tasks' sandboxes come and go.
 _MEMORIES = 10000
@@ -40,42 +45,48 @@ class Entry:
         size, files (int): bytes of its files, and their number.
         used (float): when it was last used, seconds since the epoch.
         archive (bytes): what it was unpacked from; b"" if it does not say so.
-        is_whole (bool): it has its completion marker.
+        is_whole (bool): it has its completion marker, and nobody has begun to remove it.
     """
 
     def __init__(self, path: bytes) -> None:
         self.path = path
         marker = read_marker(path)
         found = (parse(marker) if marker else None) or {}
-        self.is_whole = bool(found)
+        self.is_whole = bool(found) and has_first(path, found)
         self.archive: bytes = found.get("archive", "").encode("utf-8", "surrogateescape")
         self.size: int
         self.files: int
         self.size, self.files = found.get("bytes", -1), found.get("files", -1)
-        if min(self.size, self.files) < 0:
+        if not (0 <= self.size < 1 << 63 and 0 <= self.files < 1 << 63):
             self.size, self.files = _measured(path)
         times = [time for _, time, _ in _uses(path)]
         self.used = max(times) if times else os.lstat(path).st_mtime
 
-    def seize(self) -> "Optional[int]":
-        """Prove that nobody uses it: the descriptor of its lease, taken; None if one may."""
+    def seize(self) -> "List[int]":
+        """Prove that nobody uses it: the descriptors of its locks, taken; none if one may.
+
+        They are the writing lock, under which others may be settling it, and the lease.
+        """
+        handles = [os.open(self.path, _OPEN | os.O_DIRECTORY)]
         try:
-            handle = os.open(self.path + b"/" + MANIFEST, _OPEN)
-        except OSError:  # gone, or something else is in its place
-            handle = os.open(self.path, _OPEN | os.O_DIRECTORY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
-            os.close(handle)
-            return None
-        except OSError:
-            locked = False
-        lately = time.time() - self.used < _LATELY
-        if _is_elsewhere(self.path) or (lately and not locked) or process.uses(self.path):
-            os.close(handle)
-            return None
-        return handle
+            try:
+                handles.append(os.open(self.path + b"/" + MANIFEST, _OPEN))
+            except OSError as error:
+                if error.errno not in NONE:
+                    raise  # else it is gone, or replaced: then the directory serves
+            locked = [lease(handle, fcntl.LOCK_EX) for handle in handles]
+            if not (
+                False in locked
+                or (None in locked and _is_recent(self.used))
+                or _is_elsewhere(self.path)
+                or process.uses(self.path)
+            ):
+                taken, handles = handles, []
+                return taken
+        finally:
+            for handle in handles:
+                os.close(handle)
+        return []
 
 
 def found(cache: bytes) -> "Iterator[Entry]":
@@ -85,10 +96,10 @@ def found(cache: bytes) -> "Iterator[Entry]":
         if is_sum(name):
             check()
             try:
-                if entries(path):
+                if not os.path.islink(path) and entries(path):
                     yield Entry(path)
             except OSError:
-                continue  # removed meanwhile
+                continue  # removed meanwhile, or no directory
 
 
 def make(cache: bytes, limit: int, wanted: int, directory: bytes) -> int:
@@ -107,6 +118,7 @@ def make(cache: bytes, limit: int, wanted: int, directory: bytes) -> int:
     over: int = sum(each.size for each in there) + wanted - limit
     # What is no environment any more goes in any case.
     for each in sorted(there, key=lambda each: (each.is_whole, each.used)):
+        check()
         if (over > 0 or not each.is_whole) and _remove(cache, each):
             over -= each.size
     return max(0, over)
@@ -114,8 +126,11 @@ def make(cache: bytes, limit: int, wanted: int, directory: bytes) -> int:
 
 def free(cache: bytes, directory: bytes) -> bool:
     """Remove all that is not in use, but for one; whether anything was."""
-    others = [each for each in found(cache) if each.path != directory]
-    return sum(_remove(cache, each) for each in others) > 0
+    removed = 0
+    for each in [each for each in found(cache) if each.path != directory]:
+        check()
+        removed += _remove(cache, each)
+    return removed > 0
 
 
 def forget(folder: bytes) -> None:
@@ -142,33 +157,56 @@ def shown(size: float) -> str:
 def _remove(cache: bytes, entry: Entry) -> bool:
     """Take an environment out of the way by one rename, and remove it; False if it is in use."""
     try:
-        handle = entry.seize()
-        if handle is None:
+        handles = entry.seize()
+        if not handles:
             return False
         try:
-            try:
-                with PrivateDirectory(cache) as private:
-                    private.sweep()
-                    move(entry.path, private.content_path)
-            except (OSError, InputOutputError) as error:
-                if not getattr(error, "full", error.args[:1] in _FULL):
-                    raise
-                _remove_in_place(entry.path)
-            for path, _, _ in list(_uses(entry.path)):
-                os.unlink(path)
+            with PrivateDirectory(cache) as private:
+                private.sweep()
+                move(entry.path, private.content_path)
+                try:
+                    os.rename(_folder(entry.path), private.path + b"/uses")
+                except OSError:
+                    pass  # there are none
+                _empty(private)
+        except (OSError, InputOutputError) as error:
+            if not getattr(error, "full", error.args[:1] in _FULL):
+                raise
+            _remove_in_place(entry.path)
         finally:
-            os.close(handle)
+            for handle in handles:
+                os.close(handle)
     except (OSError, Failure):
         return False  # another process removes it, or it may not be written
     return True
+
+
+def _empty(private: PrivateDirectory) -> None:
+    """Remove what was moved aside; what a signal leaves of a large one is for the next run's sweep.
+
+    In a thread, which may still be at it when this process ends.
+    """
+    handle = os.dup(private.descriptor)
+    # None at a limit on processes: then the end of the context does it.
+    threads = start(lambda: remove(handle, CONTENT))
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                check()
+                thread.join(POLL)
+    except Terminated:
+        thread.join(_GRACE)
+        private.leave(thread.is_alive())
+        raise
+    os.close(handle)
 
 
 def _remove_in_place(path: bytes) -> None:
     """Where a full disk has no room for a private directory: the marker first."""
     handle = os.open(path, _OPEN | os.O_DIRECTORY)
     try:
-        os.unlink(MARKER, dir_fd=handle)
-        empty(handle)
+        if remove(handle, MARKER):
+            empty(handle)
     finally:
         os.close(handle)
     os.rmdir(path)
@@ -176,27 +214,34 @@ def _remove_in_place(path: bytes) -> None:
 
 def _uses(path: bytes) -> "Iterator[Tuple[bytes, float, bytes]]":
     """(path, time of the last use, boot) of each boot in which an environment was used."""
-    cache, name = os.path.split(path)
-    folder = cache + b"/" + USES
+    folder = _folder(path)
     try:
         names: List[bytes] = list(map(os.fsencode, os.listdir(folder)))
     except OSError:
         return
     for each in names:
-        if each.startswith(name + b"-"):
-            try:
-                yield folder + b"/" + each, os.lstat(folder + b"/" + each).st_mtime, each[65:]
-            except OSError:
-                continue
+        try:
+            yield folder + b"/" + each, os.lstat(folder + b"/" + each).st_mtime, each
+        except OSError:
+            continue
+
+
+def _folder(path: bytes) -> bytes:
+    """Where the uses of an environment are noted."""
+    return b"/".join((os.path.dirname(path), USES, os.path.basename(path)))
+
+
+def _is_recent(used: float) -> bool:
+    # A week ahead nobody can have used it: a clock was wrong, which must not count for ever.
+    return abs(time.time() - used) < _LATELY
 
 
 def _is_elsewhere(path: bytes) -> bool:
     """Whether an environment may be in use where no lock of ours reaches."""
     here = process.describe()
     boot_here = here["boot_id"] or here["host"]
-    now = time.time()
     for file, used, boot in _uses(path):
-        if boot.decode("ascii", "replace") == boot_here or now - used > _LATELY:
+        if boot.decode("ascii", "replace") == boot_here or not _is_recent(used):
             continue
         if _line(file) == here["machine_id"] and here["machine_id"] and used < _booted():
             continue  # an earlier boot of this machine, and what ran in it has ended

@@ -11,8 +11,15 @@ def begin(path: bytes) -> None:
     What cannot be written is left: then the environment's own time counts.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    folder = os.path.dirname(path)
+    if os.path.islink(os.path.dirname(folder)):
+        return  # what it leads to is none of the cache's
     try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        for each in (os.path.dirname(folder), folder):
+            try:
+                os.mkdir(each, 0o700)
+            except FileExistsError:
+                pass
         handle = os.open(path, flags, 0o600)
         try:
             os.write(handle, (machine_id() or "").encode())

@@ -24,7 +24,7 @@ _SAFELY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LIMIT = 1 << 16
 
 # What open(2) says where there is none for us: no such file, a symlink, a FIFO, a socket.
-_NONE = (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO)
+NONE = (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO)
 
 
 def ready_prefix(
@@ -65,6 +65,10 @@ def ready_prefix(
         if not prefix.startswith(directory) or below[:1] not in b"/":
             return None  # "/w/env2" is not below "/w/env"
         if b'"root": "%s"' % below[1:] not in marker:
+            return None
+        # Has somebody begun to remove it?
+        first = marker.partition(b'"first": "')[2].partition(b'"')[0]
+        if first and not exists(directory + b"/" + first):
             return None
         # Of another machine's restarts nothing is known here.
         if not (
@@ -116,7 +120,7 @@ def read_marker(directory: bytes) -> "Optional[bytes]":
     try:
         handle = os.open(directory + b"/" + MARKER, _SAFELY)
     except OSError as error:
-        if error.errno in _NONE:
+        if error.errno in NONE:
             return None
         raise
     try:
@@ -194,4 +198,6 @@ def exists(path: bytes) -> bool:
         os.lstat(path)
         return True
     except OSError as error:
-        return error.errno not in _NONE
+        return error.errno not in (*NONE, errno.ENAMETOOLONG)
+    except ValueError:
+        return False  # a NUL is in it, out of a marker

@@ -51,13 +51,16 @@ class Lock:
     Args:
         directory: absolute and real.
         seconds: how long to wait; 0 tries once.
-        make: whether the directory is to be made if it is missing.
+        make: how to make the directory if it is missing: ``os.makedirs``, or ``os.mkdir`` where its
+            parents are not for this to make; None if it is not to be made.
 
     Attributes:
         since (float): when the wait began, by ``time.monotonic``.
     """
 
-    def __init__(self, directory: bytes, seconds: float, make: bool) -> None:
+    def __init__(
+        self, directory: bytes, seconds: float, make: "Optional[Callable[[bytes], object]]" = None
+    ) -> None:
         self.directory = directory
         self.since = time.monotonic()
         self._seconds = seconds
@@ -135,7 +138,7 @@ class Lock:
         except BlockingIOError:
             return False
         except FileNotFoundError:  # removed between the two calls: the next attempt makes it
-            if not self._make:
+            if self._make is None:
                 raise
             return False
         except OSError as error:
@@ -147,11 +150,10 @@ class Lock:
             return self._lease.attempt()
 
     def _open(self) -> None:
-        if self._make:
-            # Who has removed the parents while we waited does not want them back.
-            make: Callable[[bytes], object] = os.mkdir if self._opened else os.makedirs
+        if self._make is not None:
             try:
-                make(self.directory)
+                # Who has removed the parents while we waited does not want them back.
+                (os.mkdir if self._opened else self._make)(self.directory)
                 self._made = True
             except FileExistsError:
                 pass

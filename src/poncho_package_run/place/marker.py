@@ -9,6 +9,7 @@ import stat
 
 from .. import MARKER, OURS, __version__
 from ..machine import process
+from .completion import exists
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def facts(
     manifest: "Optional[str]",
     files: "Optional[int]" = None,
     content: "Optional[int]" = None,
+    first: "Optional[str]" = None,
 ) -> "Facts":
     """What a marker is to say.
 
@@ -37,6 +39,7 @@ def facts(
         archive, size, mtime_ns: what was unpacked; None where there is no such number (a pipe).
         manifest: what ``Manifest.finish`` said; None without one.
         files, content: the number of files, and the bytes in them.
+        first: what ``first_of`` said; None if somebody may have use for a part of it.
     """
     import time
 
@@ -47,6 +50,7 @@ def facts(
         archive_size=size,
         bytes=content,
         files=files,
+        first=first,
         manifest=manifest,
         on_disk=False,
         prefix=join(directory, root).decode(*_TEXT),
@@ -78,6 +82,7 @@ _KINDS = {
     "boot_id": str,
     "bytes": int,
     "files": int,
+    "first": str,
     "host": str,
     "machine_id": str,
     "manifest": str,
@@ -158,6 +163,33 @@ def parse(marker: bytes) -> "Optional[Facts]":
     if not prefix.startswith("/") or "\0" in prefix or len(prefix) >= 4096 or not _is_below(root):
         return None
     return found
+
+
+def first_of(directory: bytes) -> "Optional[str]":
+    """The path in a directory of what ``rm -rf`` removes first; None if that is not to be told.
+
+    That is the first in the order of readdir(3), down to what is no directory: of which nothing is
+    gone yet, nothing else is. Later files may come before it, and are not missed if they are gone.
+    """
+    below = b""
+    try:
+        while True:
+            with os.scandir(os.path.join(directory, below)) as found:
+                entry = next((each for each in found if not each.name.startswith(OURS)), None)
+            if entry is not None:
+                below = os.path.join(below, entry.name)
+            if entry is None or not entry.is_dir(follow_symlinks=False):
+                break
+    except OSError:
+        return None  # not to be read, or too deep
+    # Of what has to be escaped in JSON a warm start makes nothing.
+    return None if set(below) & {*range(32), *b'"\\'} else below.decode(*_TEXT) or None
+
+
+def has_first(directory: bytes, found: "Facts") -> bool:
+    """Whether nobody has begun to remove an environment by hand, as far as that shows."""
+    first = found.get("first")
+    return not first or exists(directory + b"/" + first.encode(*_TEXT))
 
 
 def prefix_of(found: "Facts") -> bytes:

@@ -16,12 +16,12 @@ import fcntl
 import os
 import stat
 
-from .. import OURS
+from .. import MANIFEST, OURS
 from ..machine import process
 from ..machine.signals import check
 from ..telling.failures import kind_of, located
 from ..tree.removal import empty
-from .completion import shut
+from .completion import NONE, shut
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -241,9 +241,29 @@ def is_abandoned(directory: int, path: bytes, now: int) -> bool:
     if free is False:
         return False
     if process.is_here(theirs):
-        return process.is_dead(theirs) and not process.uses(path)
+        return process.is_dead(theirs) and not is_in_use(path)
     touched = os.stat(OWNER, dir_fd=directory, follow_symlinks=False).st_mtime_ns
-    return free is True and now - touched > _DAY and not process.uses(path)
+    return free is True and now - touched > _DAY and not is_in_use(path)
+
+
+def is_in_use(path: bytes) -> bool:
+    """Whether somebody uses what a private directory holds, as far as that can be told.
+
+    What was moved aside in a cache may be leased by whom /proc does not show.
+    """
+    return is_leased(path + b"/" + CONTENT) or process.uses(path)
+
+
+def is_leased(environment: bytes) -> bool:
+    """Whether somebody holds the lease on an environment of a cache; True if nobody can tell."""
+    try:
+        handle = os.open(environment + b"/" + MANIFEST, os.O_RDONLY | _SAFELY)
+    except OSError as error:
+        return error.errno not in NONE
+    try:
+        return lease(handle, fcntl.LOCK_EX) is False
+    finally:
+        shut(handle)
 
 
 def lease(descriptor: int, kind: int) -> "Optional[bool]":

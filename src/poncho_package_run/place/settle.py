@@ -9,13 +9,24 @@ import errno
 import os
 
 from .. import MARKER
-from ..machine import library, process
+from ..machine import library
 from ..telling.errors import ArchiveError, CannotCreate, Failure, InputOutputError
 from ..telling.failures import located
 from .completion import exists, is_prefix, is_trusted, read_marker, shut, untrusted
-from .marker import facts, is_unproven, join, parse, prefix_of, put, relocated, root_of, take_effect
+from .marker import (
+    facts,
+    has_first,
+    is_unproven,
+    join,
+    parse,
+    prefix_of,
+    put,
+    relocated,
+    root_of,
+    take_effect,
+)
 from .prefix import find_prefix
-from .private import PrivateDirectory
+from .private import PrivateDirectory, is_in_use, is_leased
 from .publication import can_be_replaced, complete, entries, make_alike
 
 TYPE_CHECKING = False
@@ -72,10 +83,15 @@ def settle(
         raise located(error, directory)
 
 
-def at_once(directory: bytes, archive: "Optional[bytes]", report: "Report") -> "Optional[bytes]":
+def at_once(
+    directory: bytes, archive: "Optional[bytes]", report: "Report", compare: bool = False
+) -> "Optional[bytes]":
     """The prefix of an environment that is complete, and of which there is only something to say.
 
     None if there is anything to do.  No lock is needed.
+
+    Args:
+        compare: with its manifest as well, since nobody here may note that it was done.
     """
     try:
         marker = read_marker(directory) if is_trusted(directory) else None
@@ -83,10 +99,12 @@ def at_once(directory: bytes, archive: "Optional[bytes]", report: "Report") -> "
         return None
     found = parse(marker) if marker else None
     root = root_of(found) if found else None
-    if found is None or root is None or is_unproven(found):
+    if found is None or root is None:
+        return None
+    if is_unproven(found) and (not compare or _lost(directory, found, report)):
         return None
     prefix = join(directory, root)
-    if prefix_of(found) != prefix or not is_prefix(prefix):
+    if prefix_of(found) != prefix or not is_prefix(prefix) or not has_first(directory, found):
         return None
     _compare(directory, archive, found, report)
     return prefix
@@ -121,17 +139,14 @@ def _marked(
         _set_aside(directory, archive, marker, "its completion marker is cut off", report)
         return None
     if is_unproven(found):
-        from ..durability.survey import damage
-
-        with report.phase("verify"):
-            lost = damage(directory, found["manifest"])
+        lost = _lost(directory, found, report)
         if lost:
             _set_aside(directory, archive, marker, lost, report)
             return None
         _replace_marker(directory, dict(found, on_disk=True))
     _compare(directory, archive, found, report)
     root = root_of(found)
-    if cached and not is_prefix(join(directory, root or b"")):
+    if cached and not (is_prefix(join(directory, root or b"")) and has_first(directory, found)):
         _set_aside(directory, archive, marker, "a part of it is gone", report)
         return None
     if root is None or not is_prefix(join(directory, root)):
@@ -139,12 +154,23 @@ def _marked(
     prefix, before = join(directory, root), prefix_of(found)
     if before != prefix:
         moved = relocated(found, directory, root)
+        what = "{} was relocated to {}".format(os.fsdecode(prefix), os.fsdecode(before))
+        if cached and is_leased(directory):  # perhaps the same, seen by another path
+            raise CannotCreate(what + ", and is in use there; use the cache by one path")
         if not _relocate(directory, root, moved, before, report):
-            report.warn(
-                "{} was relocated to {}, has moved since and cannot be written; it is used as it "
-                "is".format(os.fsdecode(prefix), os.fsdecode(before))
-            )
+            what += ", has moved since and cannot be written"
+            if cached:
+                raise CannotCreate(what + "; remove it")
+            report.warn(what + "; it is used as it is")
     return prefix
+
+
+def _lost(directory: bytes, found: "Facts", report: "Report") -> str:
+    """What a restart of the machine has damaged; "" if nothing."""
+    from ..durability.survey import damage
+
+    with report.phase("verify"):
+        return damage(directory, found["manifest"])
 
 
 def _compare(
@@ -280,7 +306,7 @@ def _set_aside(
             os.rename(private.path + b"/" + MARKER, directory + b"/" + MARKER)
             for each in sorted(entries(directory), key=MARKER.__eq__):
                 os.rename(directory + b"/" + each, private.content_path + b"/" + each)
-        if process.uses(private.path):
+        if is_in_use(private.path):
             private.leave()
 
 
