@@ -295,7 +295,8 @@ static void put_dynamic_block(struct random *random, struct writer *writer, uint
 
     put(writer, last | 2 << 1, 3);
     put(writer, litlens - 257, 5);
-    put(writer, distances - 1, 5);
+    /* One too few: a repetition may go beyond the end then, just. */
+    put(writer, distances - 1 - (distances > 1 && !below(random, 16)), 5);
     put(writer, 15, 4);
     for (uint32_t at = 0; at < 19; at++)
         put(writer, precode[order[at]], 3);
@@ -468,6 +469,8 @@ static uint32_t cut(struct random *random, uint32_t kind, uint32_t all)
         return 1 + size_below(random, all + 1);
     case 4:
         return all + 1 + below(random, 400);
+    case 5: /* about the margins of the fast loop */
+        return below(random, 2) ? 16 + below(random, 20) : 256 + below(random, 80);
     default:
         return all ? all : 1;
     }
@@ -477,8 +480,8 @@ static struct result ask_native(struct random *random, uint32_t size, uint32_t t
 {
     struct result result = {0};
     struct ppr_inflate *state = need(calloc(1, sizeof *state));
-    uint32_t pieces = below(random, size > 3000 ? 20 : 7);
-    uint32_t chunks = below(random, total > 3000 ? 20 : 7);
+    uint32_t pieces = below(random, size > 3000 ? 20 : 8);
+    uint32_t chunks = below(random, total > 3000 ? 20 : 8);
     uint32_t joined = below(random, 4) == 0; /* the history lies before the chunk */
     uint32_t taken = 0;
     uint8_t *piece = need(malloc(0));
