@@ -20,7 +20,7 @@ _Static_assert(sizeof(void *) == 8, "64-bit only: the layout below is shared wit
 enum { PPR_MORE_INPUT = 0, PPR_MORE_OUTPUT = 1, PPR_DONE = 2, PPR_BAD = 3 };
 
 /* Sizes of the decoding tables: the first level, indexed by the next bits of the stream, and all
-   levels together for the worst complete code ("enough 286 11 15" and "enough 30 8 15" of zlib's
+   levels together for the worst complete code ("enough 288 11 15" and "enough 32 8 15" of zlib's
    examples/enough.c). build_table() refuses what would not fit, so that nothing depends on them
    but which streams can be decoded. */
 #define PPR_LITLEN_BITS 11

@@ -4,13 +4,14 @@
 
    Built with the address and undefined-behaviour sanitizers (make fuzz-native). Every piece of
    input, chunk of output and history is an allocation of exactly its size, so that a byte read or
-   written beside it ends the run. An input's index and the seed say all about it, whatever the
+   written beside it ends the run. SIGINT and SIGTERM end it too, with the counts so far. An input's index and the seed say all about it, whatever the
    number of jobs. What is compared: the verdict, every byte of the output where the stream is not
    refused, the bytes left over behind its end, where it stands between two blocks, and crc32 at
    any alignment. */
 
 #include "../../src/native/native.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -225,8 +226,10 @@ static void spoil(struct random *random, uint8_t *lengths, uint32_t symbols)
 
         for (uint32_t tries = 0; !lengths[symbol] && tries < 40; tries++)
             symbol = below(random, symbols);
-        lengths[symbol] = (uint8_t)(below(random, 2) ? below(random, 16)
-                                                     : (lengths[symbol] + below(random, 3) - 1) & 15);
+        if (below(random, 2))
+            lengths[symbol] = (uint8_t)below(random, 16);
+        else
+            lengths[symbol] = (uint8_t)((lengths[symbol] + below(random, 3) - 1) & 15);
     }
 }
 
@@ -292,7 +295,8 @@ static void put_dynamic_block(struct random *random, struct writer *writer, uint
 
     put(writer, last | 2 << 1, 3);
     put(writer, litlens - 257, 5);
-    put(writer, distances - 1, 5);
+    /* One too few: a repetition may go beyond the end then, just. */
+    put(writer, distances - 1 - (distances > 1 && !below(random, 16)), 5);
     put(writer, 15, 4);
     for (uint32_t at = 0; at < 19; at++)
         put(writer, precode[order[at]], 3);
@@ -465,6 +469,8 @@ static uint32_t cut(struct random *random, uint32_t kind, uint32_t all)
         return 1 + size_below(random, all + 1);
     case 4:
         return all + 1 + below(random, 400);
+    case 5: /* about the margins of the fast loop */
+        return below(random, 2) ? 16 + below(random, 20) : 256 + below(random, 80);
     default:
         return all ? all : 1;
     }
@@ -474,8 +480,8 @@ static struct result ask_native(struct random *random, uint32_t size, uint32_t t
 {
     struct result result = {0};
     struct ppr_inflate *state = need(calloc(1, sizeof *state));
-    uint32_t pieces = below(random, size > 3000 ? 20 : 7);
-    uint32_t chunks = below(random, total > 3000 ? 20 : 7);
+    uint32_t pieces = below(random, size > 3000 ? 20 : 8);
+    uint32_t chunks = below(random, total > 3000 ? 20 : 8);
     uint32_t joined = below(random, 4) == 0; /* the history lies before the chunk */
     uint32_t taken = 0;
     uint8_t *piece = need(malloc(0));
@@ -640,10 +646,20 @@ static void work(uint64_t seed, uint64_t runs, uint64_t job, uint64_t jobs, uint
         try_input(seed, index, counts);
 }
 
+static volatile sig_atomic_t stopped;
+
+static void stop(int number)
+{
+    (void)number;
+    stopped = 1;
+}
+
 int main(int argc, char **argv)
 {
+    struct sigaction action = {0}; /* without SA_RESTART: wait() returns */
     uint64_t runs = 10000000, seed = 1, jobs = 2, only = UINT64_MAX;
     struct counts *counts, sum = {0};
+    pid_t children[256];
     int failed = 0;
 
     for (int at = 1; at < argc; at += 2) {
@@ -668,22 +684,33 @@ int main(int argc, char **argv)
                   -1, 0);
     if (counts == MAP_FAILED)
         return 2;
+    action.sa_handler = stop;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
     for (uint64_t job = 0; job < jobs; job++) {
-        pid_t child = fork();
+        pid_t child = children[job] = fork();
 
         if (child < 0)
             return 2;
         if (!child) {
+            signal(SIGINT, SIG_IGN); /* whoever is at the terminal stops all at once */
+            signal(SIGTERM, SIG_DFL);
             work(seed, runs, job, jobs, only, &counts[job]);
             _exit(0);
         }
     }
-    for (uint64_t job = 0; job < jobs; job++) {
+    for (uint64_t job = 0; job < jobs;) {
         int status;
 
-        if (wait(&status) < 0 || status)
-            failed = 1;
+        if (wait(&status) >= 0) {
+            failed |= status != 0;
+            job++;
+        } else if (stopped) {
+            break;
+        }
     }
+    for (uint64_t job = 0; stopped && job < jobs; job++)
+        kill(children[job], SIGKILL);
     for (uint64_t job = 0; job < jobs; job++) {
         sum.inputs += counts[job].inputs;
         sum.decoded += counts[job].decoded;
@@ -698,7 +725,9 @@ int main(int argc, char **argv)
            (unsigned long long)sum.refused, (unsigned long long)sum.unfinished,
            (unsigned long long)sum.differences, (unsigned long long)seed,
            (unsigned long long)sum.bytes / 1000000);
-    if (failed)
+    if (stopped)
+        fprintf(stderr, "stopped\n");
+    else if (failed)
         fprintf(stderr, "a job ended early: its last input is the one after as many as it did\n");
-    return failed || sum.differences;
+    return failed || stopped || sum.differences;
 }
