@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import zipapp
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ import sys, tarfile
 with tarfile.open(sys.argv[1]) as archive:
     archive.extractall(sys.argv[2], filter="tar")
 """
+
+PIPED = " and tar"
 
 # Calls that are a round trip to the server where files are created on a network file system.
 SLOW_CALLS = ("openat,close,mkdir,mkdirat,symlinkat,linkat,unlinkat,renameat,renameat2,"
@@ -70,7 +73,9 @@ class Commands:
 
     def program(self, name: str) -> Optional[str]:
         """Return the path of ``name``, or None where the machine has it not."""
-        return shutil.which(name, path=self.environment["PATH"])
+        # The last folder is that of the benchmark's own pins.
+        return shutil.which(name, path=self.environment["PATH"] + ":" +
+                            os.path.dirname(sys.executable))
 
     def ours(self, archive, directory=None, command=("true",), direct=False, option="-d"):
         """Ours, in ``python``, or started by its own first line."""
@@ -102,6 +107,13 @@ class Commands:
         yield "bsdtar", [self.program("bsdtar"), "-xf", archive, "-C", directory]
         if ".tar" in archive and not archive.endswith(".zst"):
             yield "Python's tarfile", [self.python, "-c", TARFILE, archive, directory]
+
+    def pipes(self, archive, directory):
+        """Yield the fast decoders of gzip, each before a tar: they only unpack, too."""
+        for name in ("igzip", "pigz", "rapidgzip"):
+            program = self.program(name)
+            yield name + PIPED, [program and "/bin/sh", "-c", '"$0" -dc "$1" | tar -x -C "$2"',
+                                 program, str(archive), str(directory)]
 
     def slowed(self, argv, milliseconds=1):
         """``argv`` under strace, with latency at every call that creates or closes a file.

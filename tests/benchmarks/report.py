@@ -90,7 +90,7 @@ def draw(results, machine, path: Path) -> bool:
                       label=name if not index else None)
             left.annotate(f"{wall:.1f}", (wall, index + offset), (4, 0), va="center", size=8.5,
                           textcoords="offset points", color=TEXT)
-        alone = [one.wall for name, one in measured.items() if " alone" in name]
+        alone = [one.wall for name, one in measured.items() if " alone (" in name]
         if alone:
             left.plot([alone[0]] * 2, [index, index + 0.4], color=LIMIT, linewidth=2,
                       label=None if limit else "decoding alone, one core")
