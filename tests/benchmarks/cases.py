@@ -260,6 +260,18 @@ def zip(bench):
     bench.ratio(case, (case, OURS), (case, PIPELINE), 0.20)
 
 
+def many(bench):
+    """Cold start, 300,000 files of 10 bytes"""
+    units = 300 if bench.options.quick else 3000
+    archive = environments.grown(bench.environment, "tiny", units)
+    case = f"{units * environments.TINY:,} files of 10 bytes, tar.gz"
+    bench.compare(case, [
+        bench.keeping(OURS, bench.commands.ours(archive, bench.directory)), bench.alone(archive),
+        *(one for one in bench.extracting(archive) if one.name == TAR),
+        *bench.extracting(archive, Commands.pipes)])
+    bench.ratio(case, (case, OURS), (case, TAR), 1.30)
+
+
 def temporary(bench):
     """Temporary directory: unpack, run, remove; and removing alone"""
     case, archive = TEMPORARY, bench.environment.archive("tar.gz")
@@ -561,7 +573,7 @@ def peak_of_all(bench) -> None:
 
 CASES = {
     "gzip": gzip, "gzip-parallel": gzip_parallel, "bzip2": bzip2, "xz": xz, "serial": serial,
-    "zstd": zstd, "tar": tar, "zip": zip,
+    "zstd": zstd, "tar": tar, "zip": zip, "many": many,
     "temporary": temporary, "relocation": relocation, "warm": warm,
     "crowd": crowd, "cache": cache, "memory": memory, "growth": growth, "cores": cores,
     "latency": latency,
