@@ -27,6 +27,7 @@ cases: {}; serial (tar.bz2 and tar.xz of one thread) only when named.
 Ours takes its number of threads from the usable cores; PONCHO_PACKAGE_RUN_THREADS caps it, which
 is how the latency case gets its single writer. GNU tar is needed; bsdtar, unzip, zstd, igzip (of
 the package isal), pigz, rapidgzip and strace are measured or used where the machine has them.
+The case interpreters starts ours in --python, in /usr/bin/python3 and in pyenv's Python 3.11.
 Other load on the machine is the largest error: run it alone, or compare ratios only.
 """.format(", ".join(cases.CASES))
 

@@ -26,7 +26,7 @@ CACHED, SUMMING = "ours, --cache", "sha256sum"
 INFLATE = "inflating alone (zlib)"
 TEMPORARY = "temporary directory, tar.gz"
 
-# format -> the most of each rival's time
+# format -> the most of each rival's time, in whichever interpreter
 LIMITS = {
     "tar.gz": {INFLATE: 0.60, PIPELINE: 0.30},
     "tar.zst": {PIPELINE: 0.70},
@@ -132,10 +132,11 @@ class Bench:
         return self.keeping(ALONE, self.commands.ours(archive, self.directory),
                             environment={"PONCHO_PACKAGE_RUN_NATIVE": "no"})
 
-    def limits(self, format, case) -> None:
-        """Add the rows of LIMITS."""
+    def limits(self, format, case, ours=OURS) -> None:
+        """Add the rows of LIMITS for ``ours`` in ``case``."""
         for rival, limit in LIMITS[format].items():
-            self.ratio(case, (case, OURS), (case, rival), limit)
+            self.ratio(case if ours == OURS else f"{format}, {ours}", (case, ours), (case, rival),
+                       limit)
 
     def first(self, case) -> None:
         """Add the rows of the fast decoders, which only unpack: ours has to be first."""
@@ -270,6 +271,22 @@ def many(bench):
         *(one for one in bench.extracting(archive) if one.name == TAR),
         *bench.extracting(archive, Commands.pipes)])
     bench.ratio(case, (case, OURS), (case, TAR), 1.30)
+
+
+def interpreters(bench):
+    """Cold starts in this interpreter, the system's, and pyenv's Python 3.11"""
+    each = dict(bench.commands.others())
+    for format, limits in LIMITS.items():
+        case, archive = f"{format}, each Python", bench.environment.archive(format)
+        bench.compare(case, [
+            *(bench.keeping(name, commands.ours(archive, bench.directory))
+              for name, commands in each.items()),
+            *bench.starting(archive)[1:],
+            *([Contender(INFLATE, bench.commands.decoder("gz", archive))]
+              if INFLATE in limits else ()),
+            *(one for one in bench.extracting(archive) if one.name in limits)])
+        for name in each:
+            bench.limits(format, case, name)
 
 
 def temporary(bench):
@@ -563,7 +580,8 @@ def peak_of_all(bench) -> None:
     peaks = [(summary.peak, case) for case, measured in bench.results.items()
              for name, summary in measured.items()
              if case != "1 ms a call" and (
-                 name in (OURS, ALONE, CACHED, "python3 x.pyz", "./x"))]
+                 name in (OURS, ALONE, CACHED, "python3 x.pyz", "./x")
+                 or case.endswith("each Python") and name.startswith("Python"))]
     if peaks:
         peak, case = max(peaks)
         bench.rows.append(Row(f"memory, the most of {len({case for _, case in peaks})} cases",
@@ -573,7 +591,7 @@ def peak_of_all(bench) -> None:
 
 CASES = {
     "gzip": gzip, "gzip-parallel": gzip_parallel, "bzip2": bzip2, "xz": xz, "serial": serial,
-    "zstd": zstd, "tar": tar, "zip": zip, "many": many,
+    "zstd": zstd, "tar": tar, "zip": zip, "many": many, "interpreters": interpreters,
     "temporary": temporary, "relocation": relocation, "warm": warm,
     "crowd": crowd, "cache": cache, "memory": memory, "growth": growth, "cores": cores,
     "latency": latency,

@@ -11,6 +11,11 @@ from typing import Callable, Optional
 
 HERE = Path(__file__).parent
 
+VERSION = """
+import sys
+print("Python %d.%d.%d" % sys.version_info[:3], "in", sys.base_prefix)
+"""
+
 TARFILE = """
 import sys, tarfile
 with tarfile.open(sys.argv[1]) as archive:
@@ -61,7 +66,8 @@ class Commands:
     def __init__(self, python: Path, artifact: Path, scratch: Path) -> None:
         subprocess.run([python, "-m", "venv", "--without-pip", scratch / "python"], check=True)
         names = scratch / "python" / "bin"
-        self.python, self.artifact, self.scratch = str(names / "python3"), str(artifact), scratch
+        self.base, self.artifact, self.scratch = str(python), str(artifact), scratch
+        self.python = str(names / "python3")
         self.environment = {
             "PATH": f"{names}:/usr/local/bin:/usr/bin:/bin",
             "HOME": "/nonexistent", "LANG": "C.UTF-8", "TMPDIR": str(scratch),
@@ -70,6 +76,16 @@ class Commands:
         (scratch / "empty").mkdir()
         (scratch / "empty" / "__main__.py").write_text("")
         zipapp.create_archive(scratch / "empty", self.empty_zipapp)
+
+    def others(self):
+        """Yield this and the machine's other interpreters of interest, each with its name."""
+        pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+        found = [self.base, "/usr/bin/python3", *sorted(pyenv.glob("3.11.*/bin/python3.11"))[-1:]]
+        found = dict.fromkeys(os.path.realpath(one) for one in found if os.path.exists(one))
+        for number, python in enumerate(found):
+            name = subprocess.run([python, "-c", VERSION], check=True, stdout=subprocess.PIPE,
+                                  text=True).stdout.strip().replace(str(Path.home()), "~")
+            yield name, Commands(python, self.artifact, self.scratch / str(number))
 
     def program(self, name: str) -> Optional[str]:
         """Return the path of ``name``, or None where the machine has it not."""
