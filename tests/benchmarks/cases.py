@@ -25,6 +25,7 @@ ALONE = "ours, Python alone"
 CACHED, SUMMING = "ours, --cache", "sha256sum"
 INFLATE = "inflating alone (zlib)"
 TEMPORARY = "temporary directory, tar.gz"
+CHOOSE = "choose"
 
 # format -> the most of each rival's time, in whichever interpreter
 LIMITS = {
@@ -287,6 +288,19 @@ def interpreters(bench):
             *(one for one in bench.extracting(archive) if one.name in limits)])
         for name in each:
             bench.limits(format, case, name)
+
+
+def choose(bench):
+    """Which archive to choose: cold starts from one environment"""
+    zstd = bench.commands.program("zstd")
+    if zstd is None:
+        say("choose: this machine has no zstd")
+    bench.compare(CHOOSE, [
+        bench.keeping(format, bench.commands.ours(bench.environment.archive(format),
+                                                  bench.directory))
+        for format in ("tar.gz", "tar.gz -j N", "tar.zst", "tar.zst -3", "tar.zst -19",
+                       "tar.xz -j N", "zip")
+        if zstd or format not in environments.LEVELS])
 
 
 def temporary(bench):
@@ -580,7 +594,7 @@ def peak_of_all(bench) -> None:
     peaks = [(summary.peak, case) for case, measured in bench.results.items()
              for name, summary in measured.items()
              if case != "1 ms a call" and (
-                 name in (OURS, ALONE, CACHED, "python3 x.pyz", "./x")
+                 name in (OURS, ALONE, CACHED, "python3 x.pyz", "./x") or case == CHOOSE
                  or case.endswith("each Python") and name.startswith("Python"))]
     if peaks:
         peak, case = max(peaks)
@@ -592,12 +606,12 @@ def peak_of_all(bench) -> None:
 CASES = {
     "gzip": gzip, "gzip-parallel": gzip_parallel, "bzip2": bzip2, "xz": xz, "serial": serial,
     "zstd": zstd, "tar": tar, "zip": zip, "many": many, "interpreters": interpreters,
-    "temporary": temporary, "relocation": relocation, "warm": warm,
+    "choose": choose, "temporary": temporary, "relocation": relocation, "warm": warm,
     "crowd": crowd, "cache": cache, "memory": memory, "growth": growth, "cores": cores,
     "latency": latency,
 }
 DEFAULT = [name for name in CASES if name != "serial"]
-QUICK = [name for name in DEFAULT if name not in ("bzip2", "xz", "cores")]
+QUICK = [name for name in DEFAULT if name not in ("bzip2", "xz", "choose", "cores")]
 
 
 def run(bench, names) -> None:

@@ -59,6 +59,9 @@ FORMATS = {
     "zip": ("zip", False),
 }
 
+# The same tar, compressed by zstd -T2.
+LEVELS = {"tar.zst -3": "-3", "tar.zst -19": "-19"}
+
 TINY = 100  # files of a unit of small ones
 
 THREADS = max(2, os.cpu_count() or 2)
@@ -77,13 +80,25 @@ class Environment:
     folder: Path
 
     def archive(self, format: str) -> Path:
-        """Return the archive in ``format`` (a key of FORMATS), packed on first demand."""
+        """Return the archive in ``format`` (of FORMATS or LEVELS), packed on first demand."""
+        if format in LEVELS:
+            return self.compressed(LEVELS[format])
         suffix, threaded = FORMATS[format]
         name = f"env-j{THREADS}.{suffix}" if threaded else "env." + suffix
         path = self.folder / name
         if not path.exists():
             say("packing " + str(path))
             pack(self.prefix, path, suffix, THREADS if threaded else 1)
+        return path
+
+    def compressed(self, level: str) -> Path:
+        """Return the tar, compressed by zstd."""
+        path, tar = self.folder / f"env{level}.tar.zst", self.archive("tar")
+        if not path.exists():
+            say("compressing " + str(path))
+            partial = path.with_name("partial-" + path.name)
+            subprocess.run(["zstd", "-qfT2", level, tar, "-o", partial], check=True)
+            partial.rename(path)
         return path
 
 
