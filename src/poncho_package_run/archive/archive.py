@@ -79,12 +79,12 @@ class Archive:
         self._pool = Pool(usable())
         self.source = Source(path, self._pool.look)
         memory.keep()
-        if self._pool.cores > 2:
-            memory.share()
         try:
             self.kind = recognise(self.source)
             small = self.kind == "squashfs"  # for which there is another program
             self.native, self.library = native.load(directory, 0 if small else self.source.size)
+            if self._pool.cores > 2 or self.native is not None:
+                memory.share()
         except BaseException:
             self.source.close()
             raise

@@ -258,7 +258,13 @@ class Tree:
             if member.detached:
                 self._pool.write(descriptor, name, member)
                 return
-            self._drain()
+            self._pool.settle(descriptor, name)
+            self._pool.submit()
+            try:
+                write(self._create_in_thread(descriptor, name, member), member)
+                return
+            except IsADirectoryError:
+                self._drain()
         write(self._create(descriptor, name, member), member)
 
     def _create(self, descriptor: int, name: bytes, member: Member) -> int:
@@ -285,7 +291,11 @@ class Tree:
             self._removed_directory = True
 
     def _create_in_thread(self, descriptor: int, name: bytes, member: Member) -> int:
-        """The same, but a directory does not give way while others may write into it."""
+        """The same, but a directory does not give way while others may write into it.
+
+        Raises:
+            IsADirectoryError: there is one.
+        """
         try:
             return create(descriptor, name, member.mode)
         except FileExistsError:

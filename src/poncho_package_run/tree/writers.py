@@ -128,9 +128,9 @@ class Writers:
         self._batch.append((directory, name, member))
         self._batch_bytes += member.size
         if len(self._batch) == self._together or self._batch_bytes > _BATCH_BYTES:
-            self._submit()
+            self.submit()
 
-    def _submit(self) -> None:
+    def submit(self) -> None:
         """Hand over what was collected, as soon as not too much waits already."""
         if not self._batch:
             return
@@ -151,12 +151,12 @@ class Writers:
     def settle(self, directory: int, name: bytes) -> None:
         """Wait until no file of this name is under way, and raise what went wrong."""
         if (directory, name) in self._names:  # only the caller adds to them
-            self._submit()
+            self.submit()
             self._wait(lambda: (directory, name) not in self._names)
 
     def drain(self) -> "List[Task]":
         """Wait until all is written; raise what went wrong, or return what was put off."""
-        self._submit()
+        self.submit()
         self._wait(lambda: not self._names)
         put_off, self.put_off = self.put_off, []
         return put_off
