@@ -93,7 +93,8 @@ def mixed():
     for number, size in enumerate(rng.sample(SIZES, len(SIZES)) + rng.sample(SIZES, 8)):
         for small in range(rng.randrange(40)):
             name = b"lib/%d/%d/f" % (number, small % 3) + b"%d" % small
-            data += tars.member(name, content(rng, rng.randrange(40)), mode=rng.choice((0o400, 0o644)))
+            mode = rng.choice((0o400, 0o644))
+            data += tars.member(name, content(rng, rng.randrange(40)), mode=mode)
         data += tars.member(b"share/%d" % number, content(rng, size), mtime=number - 3)
     # The last of a name wins, also in the batch of the first; a link sees what was before it.
     for again in range(70):

@@ -20,7 +20,8 @@ _AHEAD = 4 << 20
 # Each holds a piece of input and one of output: more would only take memory.
 _WRITERS = 8
 
-# As many write faster than anything is decoded.
+# As many write faster than anything is decoded.  On two processors a third thread only takes time
+# from the one that decodes (a gigabyte of tar.gz: 2.4 seconds without, 2.8 with one).
 _NATIVE_WRITERS = 2
 
 
@@ -68,8 +69,8 @@ class Archive:
         native (Native or None): the library that helps, if it is worth it and to be had.
         library (str): whether it does, and why not.
         writers (int): how many threads are to write its members (0: the caller's own).
-            Those of a zip are decoded as they are written; those of a tar they write only by
-            the library, which does not ask for the interpreter meanwhile.
+            Those of a zip are decoded as they are written; those of a tar are written by
+            several only where the library does it, without the interpreter.
 
     Raises:
         ArchiveNotReadable, InputOutputError, ArchiveError: see Source and recognise.
@@ -91,8 +92,8 @@ class Archive:
         self.writers = 0
         if self.kind == "zip":
             self.writers = min(self._pool.cores, _WRITERS)
-        elif self.native is not None:
-            self.writers = min(max(self._pool.cores - 1, 1), _NATIVE_WRITERS)
+        elif self.native is not None and self._pool.cores > 2:
+            self.writers = _NATIVE_WRITERS
         self._chunks: Any = ()
         self._sigchld: Any = None
 

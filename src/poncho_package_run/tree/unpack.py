@@ -143,7 +143,7 @@ class Tree:
         Args:
             members: in archive order.
             writers: how many threads are to write bodies if the file system is a quick one; 0 if
-                they would not make it quicker.
+                they would not make it quicker than the caller alone.
             native: see Writers; the threads of a slow file system do without.
 
         Raises:

@@ -76,7 +76,7 @@ class Writers:
     all others are written: they may be on their way into that directory.
 
     Args:
-        count: how many threads.
+        count: how many threads; with none of them the caller writes, batch by batch.
         together: how many files a thread takes at a time: 1 where every call waits; more where
             writing is so short that handing over costs as much (25,000 members of a zip: 2.9
             seconds of processor time one by one, 2.4 by 64, as in one thread).
@@ -87,7 +87,7 @@ class Writers:
             meanwhile, and with fewer steps.
 
     Attributes:
-        works (bool): the system had a thread to give.
+        works (bool): the system had a thread to give, or none is needed.
         put_off (list): tasks for the caller to do after ``drain``; they keep their bodies, so
             the caller looks here before each ``write``.
     """
@@ -115,7 +115,7 @@ class Writers:
         self._native = native
         self._stop = native.integer(0) if native is not None else None
         self._threads = threads.start(self._run, count)
-        self.works = bool(self._threads)
+        self.works = bool(self._threads) or native is not None
 
     def write(self, directory: int, name: bytes, member: Member) -> None:
         """Have a file written.
@@ -134,7 +134,13 @@ class Writers:
         """Hand over what was collected, as soon as not too much waits already."""
         if not self._batch:
             return
-        size = self._batch_bytes
+        batch, size = self._batch, self._batch_bytes
+        self._batch, self._batch_bytes = [], 0
+        if not self._threads:
+            self._waiting += size
+            self._do(batch, size)
+            self._wait(lambda: True)
+            return
         self._wait(
             lambda: (
                 not self._tasks
@@ -143,10 +149,9 @@ class Writers:
             )
         )
         with self._changed:
-            self._tasks.append((self._batch, size))
+            self._tasks.append((batch, size))
             self._waiting += size
             self._changed.notify_all()
-        self._batch, self._batch_bytes = [], 0
 
     def settle(self, directory: int, name: bytes) -> None:
         """Wait until no file of this name is under way, and raise what went wrong."""
@@ -201,18 +206,22 @@ class Writers:
                 if self._closed:
                     return
                 batch, size = self._tasks.popleft()
-            failure: Optional[BaseException] = None
-            put_off: List[Task] = []
-            try:
-                put_off = self._write_batch(batch)
-            except BaseException as error:
-                failure = error
-            with self._changed:
-                self.put_off += put_off
-                self._error = self._error or failure  # raised in the caller, by what it calls next
-                self._names.difference_update([(task[0], task[1]) for task in batch])
-                self._waiting -= size
-                self._changed.notify_all()
+            self._do(batch, size)
+
+    def _do(self, batch: "List[Task]", size: int) -> None:
+        """Write a batch, and say so; what goes wrong is raised by what the caller calls next."""
+        failure: Optional[BaseException] = None
+        put_off: List[Task] = []
+        try:
+            put_off = self._write_batch(batch)
+        except BaseException as error:
+            failure = error
+        with self._changed:
+            self.put_off += put_off
+            self._error = self._error or failure
+            self._names.difference_update([(task[0], task[1]) for task in batch])
+            self._waiting -= size
+            self._changed.notify_all()
 
     def _write_batch(self, batch: "List[Task]") -> "List[Task]":
         """Write them in order; those that are put off."""
