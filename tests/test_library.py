@@ -8,16 +8,23 @@ import gzip
 import io
 import os
 import random
+import resource
 import shutil
 import subprocess
+import sys
 import time
 import zipfile
 import zlib
 
 import pytest
 
+from poncho_package_run.archive import source
+from poncho_package_run.archive.archive import Archive
+from poncho_package_run.telling.errors import ArchiveError
+from poncho_package_run.tree.unpack import Tree
 from support import tars
 from support.commands import need
+from support.messages import refused
 from support.streams import in_blocks
 from support.trees import snapshot
 
@@ -288,3 +295,109 @@ def test_nothing_is_left_of_its_file(run, tmp_path, tiny):
 def test_the_command_inherits_nothing_of_it(run, tiny):
     result = run("-e", tiny, "/bin/sh", "-c", "ls -l /proc/self/fd", env=YES, check=True)
     assert b"memfd" not in result.stdout and b"deleted" not in result.stdout
+
+
+# What is decoded anew, because the library did not take it, has to begin with what was written
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "tar.gz, flushed", "zip"])
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_what_is_read_wrong_once_is_never_kept(monkeypatch, tmp_path, kind, threads):
+    # Python's way reads it once, and refuses it; two readings must not be mixed.
+    rng = random.Random(25)
+    noise = [rng.randbytes(1 << 19) for _ in range(12)]  # in stored blocks: inflating goes on
+    path = tmp_path / "env"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("big", b"".join(noise))
+    else:
+        members = [tars.member(b"f%d" % number, data) for number, data in enumerate(noise)]
+        path.write_bytes(PACKED[kind](tars.environment(*members)))
+    monkeypatch.setenv("PONCHO_PACKAGE_RUN_NATIVE", "yes")
+    monkeypatch.setenv("PONCHO_PACKAGE_RUN_THREADS", threads)
+    whole, wrong = path.read_bytes(), []
+
+    def pread(handle, count, offset):
+        data = bytearray(whole[offset : offset + count])
+        if not wrong and offset <= 5 * MIB < offset + count:  # behind what is searched for flushes
+            data[5 * MIB - offset] ^= 1
+            wrong.append(offset)
+        return bytes(data)
+
+    target = tmp_path / "target"
+    target.mkdir()
+    directory = os.open(target, os.O_RDONLY)
+    monkeypatch.setattr(source.os, "pread", pread)
+    try:
+        with pytest.raises(ArchiveError, match="damaged"):
+            with Archive(os.fsencode(path), directory) as archive, Tree(directory, b"t") as tree:
+                assert archive.native is not None
+                members = archive.members(lambda *_: None)
+                tree.unpack(members, archive.writers, archive.native)
+        assert wrong
+    finally:
+        os.close(directory)
+
+
+# What a member is refused for comes before the end of an archive that was cut off in it
+
+
+@pytest.mark.parametrize("name", [b"../evil", b"f0/below", b"n" * 300, b"share/fine"])
+@pytest.mark.parametrize("size", [1 << 15, 1 << 20])
+def test_a_member_that_is_cut_off_is_judged_first(run, tmp_path, name, size):
+    rng = random.Random(26)
+    some = [tars.member(b"f%d" % number, rng.randbytes(30000)) for number in range(40)]
+    start = tars.longname(name) if len(name) > 100 else b""
+    whole = tars.environment(*some)[: -len(tars.END)] + start
+    whole += tars.member(name[:100], bytes(size))
+    archive = tmp_path / "env.tar.gz"
+    archive.write_bytes(gzip.compress(whole[: -size // 2], 1))
+    status, message, _, _ = same(run, tmp_path, archive)
+    assert status == 65
+    # What is small is read to its end before anybody asks.
+    assert (b"truncated" in message) == (name == b"share/fine" or size < 1 << 16)
+
+
+@pytest.mark.parametrize("limit", [1 << 20])
+def test_what_a_writer_met_is_told_before_later_damage(run, tmp_path, limit):
+    some = [tars.member(b"f%d" % number, bytes(30000)) for number in range(40)]
+    large = tars.member(b"large", bytes(limit + 4096))
+    archive = tmp_path / "env.tar"
+    archive.write_bytes(tars.environment(*some, large)[: -len(tars.END)])
+    for threads in ("1", "2", "8"):
+        env = {"PONCHO_PACKAGE_RUN_THREADS": threads}
+        limited = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))}
+        for way in ("yes", "no"):
+            result = run(
+                *("-e", archive, "-d", tmp_path / "target", "true"),
+                env={**env, "PONCHO_PACKAGE_RUN_NATIVE": way},
+                **limited,
+            )
+            refused(result, 74, "large")
+
+
+# Bodies keep the whole chunk alive that they lie in
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "8"])
+@pytest.mark.parametrize("way", ["yes", "no"])
+def test_tiny_bodies_keep_no_more_chunks_than_may_wait(run, tmp_path, way, threads):
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    passed_over = tars.member(b".poncho_package_run_expanded/x", bytes(1100 << 10))
+    with open(tmp_path / "env", "wb") as file:
+        file.write(packer.compress(tars.member(b"conda-meta/history")))
+        for number in range(300):
+            file.write(packer.compress(tars.member(b"f%d" % number, b"a")))
+            if number > 50:
+                file.write(packer.compress(passed_over))
+        file.write(packer.compress(tars.END) + packer.flush())
+    env = {"PONCHO_PACKAGE_RUN_NATIVE": way, "PONCHO_PACKAGE_RUN_THREADS": threads}
+    result = run("-e", tmp_path / "env", sys.executable, "-c", PEAK, env=env, check=True)
+    assert int(result.stdout) < 64 << 10
+
+
+PEAK = """\
+import os
+with open("/proc/%d/status" % os.getppid()) as file:
+    print(next(line.split()[1] for line in file if line.startswith("VmHWM")))
+"""

@@ -3,11 +3,13 @@
 import zlib
 
 from ..telling.errors import ArchiveError
+from .given import Given
+from .inflate import Inflated, Unsure
 from .source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable, Iterator, Optional, Tuple
+    from typing import Any, Iterable, Iterator, Optional, Tuple
 
     from ..machine.native import Native
     from .parallel import Pool
@@ -54,25 +56,18 @@ def decode(source: Source, pool: "Pool", native: "Optional[Native]" = None) -> "
     """
     if (native is not None or pool.cores > 1) and source.seekable:
         start = _header_length(source.peek(1 << 16))
-        if start and native is None:
-            for chunk in _first_member(source, start, pool):
-                yield chunk
-        elif start:
-            from .inflate import Unsure
-
-            given = 0
-            try:
-                for chunk in _first_member(source, start, pool, native):
-                    given += len(chunk)
+        given = Given() if native is None else Given(native.crc32)
+        try:
+            if start:
+                for chunk in _first_member(source, start, pool, native, given):
                     yield chunk
-            except Unsure:
-                # Of what zlib makes of it from the start, what has not been given yet.
-                source.seek(0)
-                for chunk in decode(source, pool):
-                    if len(chunk) > given:
-                        yield chunk[given:]
-                    given = max(given - len(chunk), 0)
-                return
+        except Unsure:
+            start = -1  # all that this attempt holds is given back before the next one
+        if start < 0:
+            source.seek(0)
+            for chunk in given.beyond(decode(source, pool)):
+                yield chunk
+            return
     data, at = source.read(_INPUT), 0
     while data:
         if data[at] != 0x1F:
@@ -110,42 +105,38 @@ def decode(source: Source, pool: "Pool", native: "Optional[Native]" = None) -> "
 
 
 def _first_member(
-    source: Source, start: int, pool: "Pool", native: "Optional[Native]" = None
+    source: Source, start: int, pool: "Pool", native: "Optional[Native]", given: Given
 ) -> "Iterator[bytes]":
     """Inflate the first member in other threads; the source then stands at the member's end.
 
     The cuts are guesses: the marker also occurs by chance inside compressed data.
+
+    Args:
+        given: adds up what is.
 
     Raises:
         Unsure: the native library has found anything wrong.
     """
     from .speculate import Decoded, ranges_at
 
-    new_state: Callable[[], Any] = _Blocks
-    checksum: Callable[[bytes, int], int] = zlib.crc32
-    if native is not None:
-        from .inflate import Inflated, Unsure
-
-        new_state, checksum = lambda: Inflated(native), native.crc32
-    crc = length = 0
     ranges: Iterable[Tuple[int, int]] = [(start, source.size or 0)]
     workers = 1 if pool.cores > 1 else 0
     if workers and _flushed(source, start):
         ranges = ranges_at(source, start, _FLUSH, len(_FLUSH), _PIECE)
         workers = min(pool.cores, _THREADS)
+    new_state = _Blocks if native is None else lambda: Inflated(native)
     decoded = Decoded(source, new_state, ranges, pool, workers)
     for chunk in decoded:
-        crc = checksum(chunk, crc)
-        length += len(chunk)
+        given.add(chunk)
         yield chunk
     trailer = source.pread(8, decoded.end)
     whole = decoded.state.finished and len(trailer) == 8
-    right = trailer == crc.to_bytes(4, "little") + (length & 0xFFFFFFFF).to_bytes(4, "little")
-    if native is not None and not (whole and right):
+    sums = given.crc.to_bytes(4, "little") + (given.length & 0xFFFFFFFF).to_bytes(4, "little")
+    if native is not None and not (whole and trailer == sums):
         raise Unsure
     if not whole:
         raise _truncated()
-    if not right:
+    if trailer != sums:
         raise _damaged("its gzip checksum or length does not agree with its data")
     source.seek(decoded.end + 8)
 

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from typing import Iterator, Optional
 
     from ..machine.native import Native
+    from .given import Given
     from .source import Source
 
 _INPUT, _OUTPUT = 1 << 18, 1 << 20
@@ -35,8 +36,8 @@ class Inflated:
         self._stream = native.stream()
         self._history = b""
         self._left = size
+        self._chunk: Optional[bytes] = None  # none while there is nothing to fill it with
         self.finished = False
-        self._begin()
 
     def _begin(self) -> None:
         """Go on in a new chunk; one without room for a byte if no more is to come."""
@@ -44,34 +45,33 @@ class Inflated:
         if self._left is not None:
             size = min(size, self._left)
             self._left -= size
-        self._chunk = self._native.new_bytes(None, size)
+        chunk = self._chunk = self._native.new_bytes(None, size)
         stream = self._stream
-        stream.output, stream.output_size = self._native.address_of(self._chunk), size
+        stream.output, stream.output_size = self._native.address_of(chunk), size
         stream.output_at = 0
 
     def _take(self) -> bytes:
-        """The present chunk, as far as it is filled; the next one may refer back to it."""
+        """The present chunk, as far as it is filled; a copy of its end may be referred back to."""
         stream = self._stream
-        chunk: bytes = self._chunk
+        chunk, self._chunk = self._chunk or b"", None
         if stream.output_at < len(chunk):
             chunk = chunk[: stream.output_at]
-        history = chunk
-        if len(chunk) < _WINDOW:
-            history = (self._history + chunk)[-_WINDOW:]
-        self._history = history
-        stream.history_size = min(len(history), _WINDOW)
-        stream.history = self._native.address_of(history) + len(history) - stream.history_size
+        end = chunk[-_WINDOW:]
+        if len(end) < _WINDOW:
+            end = (self._history + end)[-_WINDOW:]
+        self._history = end
+        stream.history, stream.history_size = self._native.address_of(end), len(end)
         return chunk
 
     def feed(self, data: bytes) -> "Iterator[bytes]":
         stream = self._stream
         stream.input, stream.input_left = self._native.address_of(data), len(data)
         while True:
+            if self._chunk is None:
+                self._begin()
             verdict = self._native.inflate(stream)
             if verdict == MORE_OUTPUT and stream.output_size:
-                chunk = self._take()
-                self._begin()
-                yield chunk
+                yield self._take()
                 continue
             self.finished = verdict == DONE
             if verdict not in (MORE_INPUT, DONE):
@@ -80,10 +80,10 @@ class Inflated:
 
     def rest(self) -> "Iterator[bytes]":
         """What has been inflated and not been handed on."""
-        if self._stream.output_at:
+        if self._chunk is not None:
             chunk = self._take()
-            self._begin()
-            yield chunk
+            if chunk:
+                yield chunk
 
     @property
     def unused(self) -> int:
@@ -105,30 +105,38 @@ class Inflated:
 
 
 def inflated(
-    native: "Native", source: "Source", data: bytes, at: int, end: int, crc: int, size: int
+    native: "Native",
+    source: "Source",
+    data: bytes,
+    at: int,
+    end: int,
+    crc: int,
+    size: int,
+    given: "Given",
 ) -> "Iterator[bytes]":
     """The content of a stream of known size.
 
     Args:
         data: the first of its bytes, which lie from ``at`` to ``end`` of the source.
         crc, size: what is to come of it.
+        given: adds up what has.
 
     Raises:
         Unsure: that does not come of it, or not of all of its bytes.
     """
     state = Inflated(native, size)
-    checksum = given = 0
     at += len(data)
     while True:
         for chunk in state.feed(data):
-            checksum, given = native.crc32(chunk, checksum), given + len(chunk)
+            given.add(chunk)
             yield chunk
         data = source.pread(min(_INPUT, end - at), at)
         if state.finished or not data:
             break
         at += len(data)
     for chunk in state.rest():
-        checksum, given = native.crc32(chunk, checksum), given + len(chunk)
+        given.add(chunk)
         yield chunk
-    if not state.finished or state.unused or at != end or (checksum, given) != (crc, size):
+    whole = (given.crc, given.length) == (crc, size)
+    if not (whole and state.finished and not state.unused and at == end):
         raise Unsure

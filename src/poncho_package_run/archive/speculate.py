@@ -93,7 +93,7 @@ class Decoded:
                     yield chunk
                 if lane.error is not None:
                     final = self.state is None or self.state.finished
-                    if final and not piece.state.limited:
+                    if final and (piece.state is None or not piece.state.limited):
                         raise lane.error  # no decoder could go on: the damage is real
                     right = False
             if right:

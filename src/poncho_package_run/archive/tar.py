@@ -12,7 +12,7 @@ from .member import DIRECTORY, FILE, HARDLINK, SYMLINK, Member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterable, Iterator, Optional, Tuple
+    from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
     adler32: Optional[Callable[[bytes], int]]
 try:
@@ -272,7 +272,7 @@ class _Stream:
             else:
                 self._at = end
                 self._padding = padding
-            addresses = (self._base + at,) if self._base else ()
+            addresses = (self._base + at,) if size and self._base else ()
             return Member(FILE, path, mode, mtime_ns, size, b"", body, True, addresses)
         if size <= _FLAT and not self._base:
             if not self._look_ahead(size):
@@ -285,9 +285,15 @@ class _Stream:
         self._padding = -size % BLOCK
         if size <= _GATHERED and self._base:
             pieces, places = [], []
-            for piece in self._pieces(path):
-                pieces.append(piece)
-                places.append(self._base + self._at - len(piece))
+            try:
+                for piece in self._pieces(path):
+                    pieces.append(piece)
+                    places.append(self._base + self._at - len(piece))
+            except Exception as error:
+                if size <= _FLAT:
+                    raise
+                # As of a larger body, told by who uses it: the member itself may be worse.
+                return Member(FILE, path, mode, mtime_ns, size, b"", _broken(pieces, error), False)
             body = tuple(pieces)
             return Member(FILE, path, mode, mtime_ns, size, b"", body, True, tuple(places))
         return Member(FILE, path, mode, mtime_ns, size, b"", self._pieces(path), False)
@@ -357,6 +363,12 @@ class _Stream:
                 printable(path) or "a member"
             )
         )
+
+
+def _broken(pieces: "List[memoryview]", error: Exception) -> "Iterator[memoryview]":
+    """A body that could not be read to its end."""
+    yield from pieces
+    raise error
 
 
 def _is_header(block: bytes) -> bool:

@@ -17,6 +17,8 @@ import zlib
 
 from ..telling.errors import ArchiveError
 from ..telling.messages import printable
+from .given import Given
+from .inflate import Unsure, inflated
 from .member import DIRECTORY, FILE, SYMLINK, Member
 
 TYPE_CHECKING = False
@@ -192,22 +194,36 @@ def _body(
     if (own_crc, own_csize, own_usize) != (crc, csize, usize):
         raise _damaged(source, name, "has another size or checksum in its own header")
 
-    given = 0
+    piece = memoryview(head)[data : data + csize]
+    content = _content(source, name, method, sizes, piece, position)
     if native is not None and method == _DEFLATED:
-        from .inflate import Unsure, inflated
-
-        first = head[data : data + csize]
+        given = Given(native.crc32)
         try:
-            for chunk in inflated(native, source, first, position, end, crc, usize):
+            first = piece.tobytes()
+            for chunk in inflated(native, source, first, position, end, crc, usize, given):
                 source.look()
                 yield chunk
-                given += len(chunk)
             return
         except Unsure:
-            pass  # what of it has not been given yet follows, or what is wrong with it
+            pass
+        content = given.beyond(content)
+    for output in content:
+        source.look()
+        yield output
 
+
+def _content(
+    source: "Source",
+    name: bytes,
+    method: int,
+    sizes: "Tuple[int, int, int]",
+    piece: "Buffer",
+    position: int,
+) -> "Iterator[Buffer]":
+    """The content of a member, whose data begin with ``piece`` at ``position`` of the file."""
+    crc, csize, usize = sizes
+    end = position + csize
     inflate = zlib.decompressobj(-zlib.MAX_WBITS) if method == _DEFLATED else None
-    piece: Buffer = memoryview(head)[data : data + csize]
     position += len(piece)
     left, checksum = usize, 0
     while True:
@@ -227,10 +243,7 @@ def _body(
             if left < 0:
                 raise _damaged(source, name, "is longer than its header says")
             checksum = zlib.crc32(output, checksum)
-            source.look()
-            if given < len(output):
-                yield output[given:]
-            given = max(given - len(output), 0)
+            yield output
         if done:
             break
         if not piece:

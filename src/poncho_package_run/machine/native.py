@@ -44,13 +44,13 @@ def load(directory: int, size: "Optional[int]") -> "Tuple[Optional[Native], str]
 
         name = above(above(above(__file__))) + "/native/" + machine + ".so"
         code = __loader__.get_data(name)  # type: ignore[name-defined]
-    except (ImportError, OSError) as error:
+    except Exception as error:  # whatever it is: Python's way is open
         return None, "no, for {}: {}".format(machine, error)
     why = "no"
     for opened in (_unnamed, _in_memory):
         try:
             handle = opened(directory, ctypes)
-        except (OSError, AttributeError) as error:
+        except Exception as error:
             why += ", {}: {}".format(opened.__name__.strip("_"), error)
             continue
         try:
@@ -60,7 +60,7 @@ def load(directory: int, size: "Optional[int]") -> "Tuple[Optional[Native], str]
             if native.works():
                 return native, "yes, " + machine
             return None, "no: it does not work on this machine"
-        except (OSError, AttributeError) as error:  # noexec, SELinux, no /proc, no room
+        except Exception as error:  # noexec, SELinux, no /proc, no room, no memory
             why += ", {}: {}".format(opened.__name__.strip("_"), error)
         finally:
             os.close(handle)

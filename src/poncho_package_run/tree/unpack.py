@@ -172,6 +172,9 @@ class Tree:
                 else:
                     self._hard_link(member)
             self._make_symlinks()
+        except ArchiveError:
+            self._drain()  # what came before may have met something, and is told then
+            raise
         except OSError as error:
             raise self._failure(error, path, size)
         finally:

@@ -11,21 +11,24 @@ from ..machine.signals import check
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Deque, List, Optional, Tuple
+    from typing import Callable, Deque, Dict, List, Optional, Tuple
 
     from ..machine.native import Native
 
     Create = Callable[[int, bytes, Member], int]
     Failed = Callable[[OSError, bytes, int], Exception]
     Task = Tuple[int, bytes, Member]
-    Batch = Tuple[List[Task], int]
+    Batch = Tuple[List[Task], Dict[int, bytes]]
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-# Content that waits for a writer.  A member's bytes keep their chunk of the stream alive
-# (1 MiB), but neighbours share it.
+# What may wait for writers, or be under way: the chunks of the stream (1 MiB) that bodies lie in,
+# of which one may keep alive whatever lies between it and the next body.
 _WAITING_BYTES = 4 << 20
+
+# Of a batch: content, and chunks.
 _BATCH_BYTES = 1 << 19
+_CHUNKS = 3
 
 # Seconds: how long to wait before looking for a signal, and for all threads to end.  Longer than
 # that takes only one who is stuck in a system call.
@@ -103,6 +106,8 @@ class Writers:
         self._together = together
         self._batch: List[Task] = []
         self._batch_bytes = 0
+        self._batch_chunks: Dict[int, bytes] = {}
+        self._held: Dict[int, int] = {}  # how many batches hold a chunk
         self._create = create
         self._failed = failed
         self.put_off: List[Task] = []
@@ -127,31 +132,53 @@ class Writers:
         self._names.add((directory, name))
         self._batch.append((directory, name, member))
         self._batch_bytes += member.size
-        if len(self._batch) == self._together or self._batch_bytes > _BATCH_BYTES:
+        body, chunks = member.body, self._batch_chunks
+        if type(body) is tuple:
+            for piece in body:
+                chunks[id(piece.obj)] = piece.obj
+        if (
+            len(self._batch) == self._together
+            or self._batch_bytes > _BATCH_BYTES
+            or len(chunks) >= _CHUNKS
+        ):
             self.submit()
 
     def submit(self) -> None:
         """Hand over what was collected, as soon as not too much waits already."""
         if not self._batch:
             return
-        batch, size = self._batch, self._batch_bytes
-        self._batch, self._batch_bytes = [], 0
+        batch = self._batch, self._batch_chunks
+        self._batch, self._batch_bytes, self._batch_chunks = [], 0, {}
         if not self._threads:
-            self._waiting += size
-            self._do(batch, size)
+            self._hold(batch[1])
+            self._do(*batch)
             self._wait(lambda: True)
             return
+        size = sum(map(len, batch[1].values()))
         self._wait(
             lambda: (
-                not self._tasks
+                not self._waiting
                 or self._waiting + size <= _WAITING_BYTES
                 and len(self._tasks) <= 4 * len(self._threads)
             )
         )
         with self._changed:
-            self._tasks.append((batch, size))
-            self._waiting += size
+            self._hold(batch[1])
+            self._tasks.append(batch)
             self._changed.notify_all()
+
+    def _hold(self, chunks: "Dict[int, bytes]") -> None:
+        for each, chunk in chunks.items():
+            count = self._held.get(each, 0)
+            self._held[each] = count + 1
+            self._waiting += 0 if count else len(chunk)
+
+    def _let_go(self, chunks: "Dict[int, bytes]") -> None:
+        for each, chunk in chunks.items():
+            self._held[each] -= 1
+            if not self._held[each]:
+                del self._held[each]
+                self._waiting -= len(chunk)
 
     def settle(self, directory: int, name: bytes) -> None:
         """Wait until no file of this name is under way, and raise what went wrong."""
@@ -205,10 +232,11 @@ class Writers:
                     self._changed.wait()
                 if self._closed:
                     return
-                batch, size = self._tasks.popleft()
-            self._do(batch, size)
+                task = self._tasks.popleft()
+            self._do(*task)
+            del task  # and what it holds, while there is nothing to do
 
-    def _do(self, batch: "List[Task]", size: int) -> None:
+    def _do(self, batch: "List[Task]", chunks: "Dict[int, bytes]") -> None:
         """Write a batch, and say so; what goes wrong is raised by what the caller calls next."""
         failure: Optional[BaseException] = None
         put_off: List[Task] = []
@@ -220,7 +248,7 @@ class Writers:
             self.put_off += put_off
             self._error = self._error or failure
             self._names.difference_update([(task[0], task[1]) for task in batch])
-            self._waiting -= size
+            self._let_go(chunks)
             self._changed.notify_all()
 
     def _write_batch(self, batch: "List[Task]") -> "List[Task]":
