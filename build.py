@@ -71,8 +71,6 @@ class Loader:
         if os.environ.get("PONCHO_PACKAGE_RUN_DEBUG") == "traceback":
             source = compile(source, module.__file__, "exec")
         exec(source, module.__dict__)
-    def get_data(self, path):
-        return archive.get_data(path)
 sys.meta_path.insert(0, Loader())
 from poncho_package_run.cli import main
 {reap}main(ignored{copy})
@@ -152,8 +150,7 @@ def build() -> bytes:
         sys.exit("build.py: shiv is missing; run make, which installs it into .venv")
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch, "site-packages")
-        sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "src" / "native").glob("*.so")]
-        for source in sorted(sources):
+        for source in sorted((ROOT / "src").rglob("*.py")):
             target = staged / source.relative_to(ROOT / "src")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())

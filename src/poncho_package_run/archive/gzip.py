@@ -3,15 +3,12 @@
 import zlib
 
 from ..telling.errors import ArchiveError
-from .given import Given
-from .inflate import Inflated, Unsure
 from .source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable, Iterator, Optional, Tuple
+    from typing import Any, Iterable, Iterator, Tuple
 
-    from ..machine.native import Native
     from .parallel import Pool
 
 _INPUT = 1 << 18
@@ -44,7 +41,7 @@ def recognises(head: bytes) -> bool:
     return head[:2] == b"\x1f\x8b"
 
 
-def decode(source: Source, pool: "Pool", native: "Optional[Native]" = None) -> "Iterator[bytes]":
+def decode(source: Source, pool: "Pool") -> "Iterator[bytes]":
     """The decoded bytes of all members, to the physical end of the source.
 
     Where the source can be read by offset and its blocks were flushed (``conda-pack -j N``,
@@ -54,20 +51,11 @@ def decode(source: Source, pool: "Pool", native: "Optional[Native]" = None) -> "
     Raises:
         ArchiveError: damaged, truncated, or followed by anything but zeros.
     """
-    if (native is not None or pool.cores > 1) and source.seekable:
+    if pool.cores > 1 and source.seekable:
         start = _header_length(source.peek(1 << 16))
-        given = Given() if native is None else Given(native.crc32)
-        try:
-            if start:
-                for chunk in _first_member(source, start, pool, native, given):
-                    yield chunk
-        except Unsure:
-            start = -1  # all that this attempt holds is given back before the next one
-        if start < 0:
-            source.seek(0)
-            for chunk in given.beyond(decode(source, pool)):
+        if start:
+            for chunk in _first_member(source, start, pool):
                 yield chunk
-            return
     data, at = source.read(_INPUT), 0
     while data:
         if data[at] != 0x1F:
@@ -104,39 +92,28 @@ def decode(source: Source, pool: "Pool", native: "Optional[Native]" = None) -> "
             data, at = source.read(_INPUT), 0
 
 
-def _first_member(
-    source: Source, start: int, pool: "Pool", native: "Optional[Native]", given: Given
-) -> "Iterator[bytes]":
+def _first_member(source: Source, start: int, pool: "Pool") -> "Iterator[bytes]":
     """Inflate the first member in other threads; the source then stands at the member's end.
 
     The cuts are guesses: the marker also occurs by chance inside compressed data.
-
-    Args:
-        given: adds up what is.
-
-    Raises:
-        Unsure: the native library has found anything wrong.
     """
     from .speculate import Decoded, ranges_at
 
+    crc = length = 0
     ranges: Iterable[Tuple[int, int]] = [(start, source.size or 0)]
-    workers = 1 if pool.cores > 1 else 0
-    if workers and _flushed(source, start):
+    workers = 1
+    if _flushed(source, start):
         ranges = ranges_at(source, start, _FLUSH, len(_FLUSH), _PIECE)
         workers = min(pool.cores, _THREADS)
-    new_state = _Blocks if native is None else lambda: Inflated(native)
-    decoded = Decoded(source, new_state, ranges, pool, workers)
+    decoded = Decoded(source, _Blocks, ranges, pool, workers)
     for chunk in decoded:
-        given.add(chunk)
+        crc = zlib.crc32(chunk, crc)
+        length += len(chunk)
         yield chunk
     trailer = source.pread(8, decoded.end)
-    whole = decoded.state.finished and len(trailer) == 8
-    sums = given.crc.to_bytes(4, "little") + (given.length & 0xFFFFFFFF).to_bytes(4, "little")
-    if native is not None and not (whole and trailer == sums):
-        raise Unsure
-    if not whole:
+    if not decoded.state.finished or len(trailer) < 8:
         raise _truncated()
-    if trailer != sums:
+    if trailer != crc.to_bytes(4, "little") + (length & 0xFFFFFFFF).to_bytes(4, "little"):
         raise _damaged("its gzip checksum or length does not agree with its data")
     source.seek(decoded.end + 8)
 
@@ -173,9 +150,6 @@ class _Blocks:
                     return
         except zlib.error as error:
             raise _damaged(str(error))
-
-    def rest(self) -> "Iterable[bytes]":
-        return ()
 
     @property
     def finished(self) -> bool:
