@@ -1,11 +1,14 @@
 """Where the environment lies in what was unpacked, and whether its Python can run."""
 
 import os
+import sys
 
 import pytest
 
 from poncho_package_run.place.prefix import check_python, find_prefix
 from poncho_package_run.telling.errors import ArchiveError
+from support import tars
+from support.commands import need
 
 CONDA = "conda-meta/history"
 
@@ -164,3 +167,25 @@ class TestPython:
         path.mkdir()
         with pytest.raises(ArchiveError, match="no file"):
             check()
+
+
+def test_a_python_behind_a_closed_door_is_not_judged(run, tmp_path):
+    # A venv's may lead to where this user must not look: /root/.pyenv, of who packed it.
+    closed = tmp_path / "closed"
+    (closed / "bin").mkdir(parents=True)
+    (closed / "bin" / "python").symlink_to(sys.executable)
+    archive = tmp_path / "env.tar"
+    archive.write_bytes(
+        tars.environment(
+            tars.member(b"bin/activate"),
+            tars.symlink(b"bin/python", os.fsencode(closed / "bin" / "python")),
+        )
+    )
+    closed.chmod(0)
+    wrapper = []
+    if os.geteuid() == 0:  # which modes mean nothing to, but for this
+        wrapper = [need("setpriv"), "--bounding-set=-dac_override,-dac_read_search"]
+    try:
+        run("-e", archive, "true", wrapper=wrapper, check=True)
+    finally:
+        closed.chmod(0o700)

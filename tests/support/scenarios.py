@@ -353,9 +353,12 @@ def as_nobody() -> list[Word]:
 # Other containers
 
 
-def in_a_container() -> list[Word]:
-    """The start of a command line with a pid namespace of its own, and a /proc of it."""
-    user = [] if os.geteuid() == 0 else ["-Ur"]
+def in_a_container(user: str = "--map-root-user") -> list[Word]:
+    """The start of a command line with a pid namespace of its own, and a /proc of it.
+
+    ``user`` is who an ordinary user is in there.
+    """
+    user = [] if os.geteuid() == 0 else ["--user", user]
     wrapper = [need("unshare"), *user, "-m", "-p", "-f", "--kill-child", "--mount-proc"]
     if subprocess.run([*wrapper, "true"], stderr=subprocess.DEVNULL).returncode:
         missing("needs a pid namespace: run it as root, or allow user namespaces")
@@ -405,7 +408,10 @@ class TemporaryKilledInside(KilledInside, Temporary):
 
 
 class TemporaryKilledOutside(KilledOutside, Temporary):
-    """The same of temporary environments."""
+    """The same of temporary environments, whose paths hold the user's number: it stays."""
+
+    def enter(self) -> None:
+        self.next_in = in_a_container("--map-current-user")
 
 
 class MountPointKilledInside(KilledInside, MountPoint):

@@ -86,6 +86,8 @@ def check_python(directory: int, prefix: bytes, final: bytes) -> None:
     path = os.path.join(prefix, b"bin/python")
     try:
         status = os.stat(path, dir_fd=directory)
+    except PermissionError:
+        return  # a link into what is closed to this user: no part of the tree, and perhaps of use
     except OSError as error:
         if error.errno not in _ABSENT:
             raise

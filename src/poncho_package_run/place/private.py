@@ -156,7 +156,8 @@ class PrivateDirectory:
     def sweep(self) -> None:
         """Remove what this user's dead runs have left in the same directory."""
         now = os.stat(OWNER, dir_fd=self.descriptor).st_mtime_ns  # by the file system's own clock
-        names = (_name(False), _name(True))
+        # Of whichever number the user has: in a container it may be another one.
+        names = (_SHOWN, HIDDEN)
         for name in os.listdir(self._parent):
             path = self._parent + b"/" + name
             if not name.startswith(names) or path == self.path:
