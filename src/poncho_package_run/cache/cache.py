@@ -284,9 +284,10 @@ def _digest(archive: bytes, folder: "Optional[bytes]") -> bytes:
         error.filename = archive
         raise located(error, archive)
     name = digest.hexdigest().encode()
+    latest = before.st_ctime_ns
     # A time of modification that is to come was given to it, and a change will take it away.
-    times = [before.st_ctime_ns] + [before.st_mtime_ns] * (before.st_mtime_ns < began + _COARSE)
-    latest = max(times)
+    if before.st_mtime_ns < began + _COARSE:
+        latest = max(latest, before.st_mtime_ns)
     step = _STEP if latest % 10**9 else _COARSE
     if folder is not None and memo.key(before) == memo.key(after) and latest + step < began:
         _remember(folder, memo.key(before), name)

@@ -63,7 +63,8 @@ class PrivateDirectory:
         self._short: Optional[PrivateDirectory] = None
         self.descriptor = self.content = -1
         # No signal comes between this and the context that removes it: see machine.signals.
-        self.path = parent + b"/" + _name(hidden) + os.urandom(4).hex().encode()
+        name = b"%d-%s" % (os.geteuid(), os.urandom(4).hex().encode())
+        self.path = parent + b"/" + (HIDDEN if hidden else _SHOWN) + name
         umask = os.umask(0o077)  # which might take away more
         try:
             os.mkdir(self.path, 0o700)
@@ -274,10 +275,6 @@ def lease(descriptor: int, kind: int) -> "Optional[bool]":
         return True
     except OSError as error:
         return False if error.errno == errno.EWOULDBLOCK else None
-
-
-def _name(hidden: bool) -> bytes:
-    return (HIDDEN if hidden else _SHOWN) + b"%d-" % os.geteuid()
 
 
 def _set_aside(directory: int) -> None:
