@@ -7,7 +7,7 @@ shiv bundles the package and describes it (``shiv-info``).  Two things of its ou
 replaced, because shiv's bootstrap copies the package to a directory under HOME before it
 runs it, which costs 30 ms at every start and fails where nothing can be written:
 
-* ``__main__.py`` enters the package where it lies, inside the archive;
+* ``__main__.py``, by way of ``entry.py``, enters the package where it lies, inside the archive;
 * the first line becomes a /bin/sh header that finds an interpreter.
 """
 
@@ -36,7 +36,8 @@ DATE = (1980, 1, 1, 0, 0, 0)
 # compiles every module twice, the first time only to tell its file's name: 3 ms of a warm
 # start, 20 ms of a cold one.  It executes text rather than what compile() makes of it, because
 # that makes a hundred types first, for syntax trees: 1 ms; only who wants tracebacks, which
-# name files, pays for them.  Collecting garbage finds none in a warm start, and takes 0.3 ms.
+# name files, pays for them.  A room's own file only says what is promised, and is not read.
+# Collecting garbage finds none in a warm start, and takes 0.3 ms.
 ENTRY = """\
 import sys
 if sys.version_info < (3, 6):
@@ -48,18 +49,26 @@ gc.disable()
 if _signal.getsignal(2) is _signal.default_int_handler:
     _signal.signal(2, _signal.SIG_DFL)
 {archive}
+cold = {{}}
 class Loader:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] != "poncho_package_run":
+        package, _, below = name.partition(".")
+        if package != "poncho_package_run":
             return None
-        path = "site-packages/" + name.replace(".", "/")
+        path = "site-packages/" + name.replace(".", "/") + ".py"
+        room = below in {rooms}
+        if room:
+            path = path[:-3] + "/__init__.py"
         try:
-            source = archive.get_data(path + ".py")
-            path += ".py"
+            source = b"" if room and below else archive.get_data(path)
         except OSError:
-            path += "/__init__.py"
-            source = archive.get_data(path)
-        spec = type(os.__spec__)(name, self, is_package=path.endswith("/__init__.py"))
+            if not cold:
+                lines = archive.get_data("cold").decode().split("\\0")
+                cold.update(zip(lines[::2], lines[1::2]))
+            source = cold.get(path)
+            if source is None:
+                return None
+        spec = type(os.__spec__)(name, self, is_package=room)
         spec.origin = archive.archive + "/" + path
         spec.has_location = True
         spec.loader_state = source
@@ -72,15 +81,28 @@ class Loader:
             source = compile(source, module.__file__, "exec")
         exec(source, module.__dict__)
 sys.meta_path.insert(0, Loader())
+"""
+
+# What a warm start may need.  The other modules lie in one entry of the archive, since listing one
+# costs 7 microseconds of every start, and opening one 40; and once that is read, whoever removes
+# or replaces the artifact under a run does it no harm.
+WARM = (
+    "__init__", "cli", "warm", "cache/memo", "command/activate", "command/env_vars",
+    "command/execute", "command/scripts", "place/completion", "place/plain",
+)  # fmt: skip
+
+# The interpreter compiles this twice as well: 0.4 ms if it were the whole entry.  The shell that
+# sources activation scripts comes back by way of the same entry (see ``command/scripts``).
+MAIN = """\
+exec(__loader__.get_data("entry.py"))
 from poncho_package_run.cli import main
-{reap}main(ignored{copy})
+main()
 """
 
 # Modules must come from the interpreter's own library, not from PYTHONPATH, where a task may
 # keep a json.py.  (The library's own directories stay, should someone have put them there.)
 IN_ZIPAPP = """\
 archive = __loader__
-ignored = 0
 library = os.path.dirname(os.__file__)
 for path in os.environ.get("PYTHONPATH", "").split(":"):
     path = path and os.path.abspath(path)
@@ -123,15 +145,15 @@ if holder != "-":
         os.environb.update(given)
     os.close(int(number))"""
 
-# By then it has ended.  (It is no child of ours where another has made it.)
-REAP = """\
+# By then the holder has ended.  (It is no child of ours where another has made it.)
+FROM_HEADER = """\
+from poncho_package_run.cli import main
 try:
     holder == "-" or os.waitpid(int(holder), 0)
 except OSError:
     pass
+main(ignored, (os.fsencode(notes[3]), early) if notes[3:] else None)
 """
-
-COPY = """, (os.fsencode(notes[3]), early) if notes[3:] else None"""
 
 # What is the same in each header of the archives that header.sh makes, for their checksum, which
 # counts itself as eight spaces.
@@ -167,6 +189,13 @@ def build() -> bytes:
         return entered_straight(output)
 
 
+def entry(archive: str) -> str:
+    """What runs first, for one of the ways to be entered."""
+    rooms = [path.parent.name for path in (ROOT / "src" / PACKAGE).glob("*/__init__.py")]
+    names = "({})".format(", ".join('"{}"'.format(room) for room in ["", *sorted(rooms)]))
+    return ENTRY.format(archive=archive, rooms=names)
+
+
 def entered_straight(bundle: Path) -> bytes:
     """The bundle that shiv wrote, with our header and ``__main__.py``, without its bootstrap."""
     version = next(
@@ -174,14 +203,15 @@ def entered_straight(bundle: Path) -> bytes:
         for line in (ROOT / "src" / PACKAGE / "__init__.py").read_text().splitlines()
         if line.startswith("__version__")
     )
-    assert "'" not in ENTRY + IN_HEADER + REAP, "the header quotes the entry with apostrophes"
+    started = entry(IN_HEADER) + FROM_HEADER
+    assert "'" not in started, "the header quotes it with apostrophes"
     lines = (ROOT / "src" / "header.sh").read_text().splitlines(keepends=True)
     # The first two lines are for whoever looks into the file; the others the shell would read.
     header = "".join(lines[:2] + [line for line in lines[2:] if not line.strip().startswith("#")])
     for word, value in {
         "@version@": version,
         "@versions@": " ".join("python3.%d" % minor for minor in range(14, 5, -1)),
-        "@entry@": ENTRY.format(archive=IN_HEADER, reap=REAP, copy=COPY),
+        "@entry@": started,
         "@sum@": str(sum(FIXED)),
     }.items():
         header = header.replace(word, value)
@@ -193,7 +223,12 @@ def entered_straight(bundle: Path) -> bytes:
             for info in shivs.infolist()
             if not info.filename.startswith("_bootstrap/")
         }
-        entries["__main__.py"] = ENTRY.format(archive=IN_ZIPAPP, reap="", copy="").encode()
+        warm = {"site-packages/{}/{}.py".format(PACKAGE, name) for name in WARM}
+        cold = sorted(name for name in entries if name.endswith(".py") and name not in warm)
+        pairs = [(name.encode(), entries.pop(name)) for name in cold]
+        entries["cold"] = b"\0".join(each for pair in pairs for each in pair)
+        entries["__main__.py"] = MAIN.encode()
+        entries["entry.py"] = entry(IN_ZIPAPP).encode()
         for name in sorted(entries):
             info = zipfile.ZipInfo(name, DATE)
             info.create_system = 3  # Unix, whatever builds it

@@ -143,7 +143,7 @@ def main(
             status = 74
             text = "poncho_package_run: {} was removed or changed while it ran; copy it anew\n"
             try:
-                os.write(2, os.fsencode(text.format(__file__.partition("/site-packages")[0])))
+                os.write(2, os.fsencode(text.format(__file__.rsplit("/", 3)[0])))
             except OSError:
                 pass
     # No finalisation: it would wait for threads, and obey PYTHONINSPECT.

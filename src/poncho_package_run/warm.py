@@ -25,7 +25,12 @@ def run(options: "Options") -> bool:
     if os.path.isdir(options.environment):
         if options.unpack_to is not None:
             return False
-        prefix = ready_prefix(locate(options.environment), None)
+        directory = locate(options.environment)
+        prefix = ready_prefix(directory, None)
+        if prefix is None:
+            from .place.plain import is_plain
+
+            prefix = directory if is_plain(directory) else None
     elif options.unpack_to is not None:
         prefix = ready_prefix(locate(options.unpack_to), options.environment)
     elif options.cache is not None:

@@ -5,12 +5,12 @@ import os
 import stat
 import time
 
-from .. import MARKER
+from .. import MANIFEST, MARKER
 from ..machine.signals import check
-from ..place.completion import locate, untrusted
+from ..place.completion import locate
 from ..place.lock import POLL, Lock
 from ..telling.errors import CannotCreate, LockTimeout
-from ..telling.failures import cannot_create, located
+from ..telling.failures import cannot_create, located, untrusted
 from . import memo
 
 TYPE_CHECKING = False
@@ -115,11 +115,11 @@ class Cache:
         Who looks whether it may be removed has it as well, for as long as that takes.
         """
         end = time.monotonic() + min(self.patience, _GLANCE)
-        lease = memo.hold(directory)
+        lease = _hold(directory)
         marker = directory + b"/" + MARKER
         while lease is None and time.monotonic() < end and os.path.lexists(marker):
             time.sleep(POLL)
-            lease = memo.hold(directory)
+            lease = _hold(directory)
         self.let_go()  # of what was held before it was published
         if lease is None:
             return False
@@ -130,7 +130,7 @@ class Cache:
     def hold_before(self, content: bytes) -> None:
         """Take the lease on what is about to be published, so that there is no instant without."""
         self.let_go()
-        lease = memo.hold(content)
+        lease = _hold(content)
         self._lease = -1 if lease is None else lease
 
     def let_go(self) -> None:
@@ -265,6 +265,24 @@ class Unpacking:
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             self._lock.__exit__()
+
+
+def _hold(directory: bytes) -> "Optional[int]":
+    """Take the lease on an environment, as ``memo.hold``.
+
+    Returns:
+        The descriptor; -1 if there can be none; None if the environment is not there any more.
+    """
+    try:
+        return memo.hold(directory + b"/" + MANIFEST)
+    except PermissionError:
+        return -1  # another user's, who lets nobody hold it
+    except OSError:
+        pass  # somebody has removed or replaced it; then the directory serves
+    try:
+        return memo.hold(directory, os.O_DIRECTORY)
+    except OSError:
+        return None
 
 
 def _digest(archive: bytes, folder: "Optional[bytes]") -> bytes:

@@ -8,7 +8,7 @@ import os
 import stat
 
 from .. import MANIFEST, OURS
-from ..place.completion import is_trusted, locate, ready_prefix
+from ..place.completion import BOOT, is_trusted, line, locate, ready_prefix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 MEMO = OURS + b"memo"
 USES = OURS + b"uses"
 
-_BOOT = "/proc/sys/kernel/random/boot_id"
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -26,17 +25,15 @@ def warm(cache: bytes, archive: bytes) -> "Optional[bytes]":
     cache = locate(cache)
     try:
         directory = recall(cache, key(os.stat(archive)))
+        if not directory or not is_safe(cache):
+            return None
+        lease = hold(directory + b"/" + MANIFEST)
     except OSError:
         return None
-    if directory is None or not is_safe(cache):
-        return None
-    lease = hold(directory)
-    if lease is None:
-        return None
-    prefix = ready_prefix(directory, None, marked=True)
-    if prefix is not None:
+    prefix = ready_prefix(directory, None) if lease else None
+    if prefix:
         touch(cache, directory)
-    elif lease >= 0:
+    elif lease:
         os.close(lease)
     return prefix
 
@@ -73,41 +70,33 @@ def is_safe(cache: bytes) -> bool:
     return stat.S_ISDIR(mode) and not mode & 0o022 and is_trusted(cache)
 
 
-def hold(directory: bytes) -> "Optional[int]":
+def hold(path: bytes, flags: int = 0) -> "Optional[int]":
     """Take the lease on an environment, for this process and what it becomes and starts.
 
     It is a shared lock on the manifest (the directory's own is the writing lock), and a descriptor
     from 10 on, out of the way of those that are passed by number.
 
+    Args:
+        path: of the manifest; of the directory where there is none.
+
     Returns:
-        The descriptor; -1 if there can be none; None if the environment is not there any more.
+        The descriptor; None if the environment is being or has been removed.
+
+    Raises OSError: it cannot be opened, or is gone by now.
     """
-    path = directory + b"/" + MANIFEST
+    handle = os.open(path, _OPEN | flags)
     try:
-        handle = os.open(path, _OPEN)
-    except PermissionError:
-        return -1  # another user's, who lets nobody hold it
-    except OSError:
-        path = directory  # somebody has removed or replaced it; then the directory serves
         try:
-            handle = os.open(path, _OPEN | os.O_DIRECTORY)
-        except OSError:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None  # it is being removed
-    except OSError:
-        pass  # no locks here: then nobody removes what was in use lately
-    try:
+        except OSError:
+            pass  # no locks here: then nobody removes what was in use lately
         # Removed, and perhaps made anew, before it was locked?
         there = os.path.samestat(os.fstat(handle), os.lstat(path))
-    except OSError:
-        there = False
-    lease = fcntl.fcntl(handle, fcntl.F_DUPFD, 10) if there else None
-    os.close(handle)
-    return lease
+        return fcntl.fcntl(handle, fcntl.F_DUPFD, 10) if there else None
+    finally:
+        os.close(handle)
 
 
 def touch(cache: bytes, directory: bytes) -> None:
@@ -116,17 +105,10 @@ def touch(cache: bytes, directory: bytes) -> None:
     In a cache of this user's only: another decides himself what goes, and may lead root astray.
     """
     try:
-        with open(_BOOT, "rb", 0) as file:
-            boot = file.read(64).strip()
-    except OSError:
-        boot = os.fsencode(os.uname().nodename)
-    path = b"/".join((cache, USES, os.path.basename(directory), boot))
-    try:
         if os.stat(cache).st_uid == os.geteuid():
+            path = b"/".join((cache, USES, directory[-64:], line(BOOT)))
             os.utime(path, follow_symlinks=False)
-    except FileNotFoundError:
+    except OSError:
         from .uses import begin
 
-        begin(path)
-    except OSError:
-        pass  # it may not be written
+        begin(b"/".join((cache, USES, directory[-64:])))

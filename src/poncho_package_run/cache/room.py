@@ -10,7 +10,7 @@ from .. import MANIFEST, MARKER
 from ..machine import process
 from ..machine.signals import Terminated, check
 from ..machine.threads import start
-from ..place.completion import NONE, read_marker
+from ..place.completion import is_absence, read_marker
 from ..place.lock import POLL
 from ..place.marker import has_first, parse
 from ..place.private import CONTENT, PrivateDirectory, lease
@@ -72,7 +72,7 @@ class Entry:
             try:
                 handles.append(os.open(self.path + b"/" + MANIFEST, _OPEN))
             except OSError as error:
-                if error.errno not in NONE:
+                if not is_absence(error):
                     raise  # else it is gone, or replaced: then the directory serves
             locked = [lease(handle, fcntl.LOCK_EX) for handle in handles]
             if not (

@@ -3,15 +3,23 @@
 import os
 
 from ..machine.process import machine_id
+from ..place.completion import BOOT, line
 
 
-def begin(path: bytes) -> None:
-    """Make the file that is dated with the last use; it names this machine.
+def begin(folder: bytes) -> None:
+    """Make or date the file that is dated with the last use; it names this machine.
 
     What cannot be written is left: then the environment's own time counts.
+
+    Args:
+        folder: of the environment's uses.
     """
+    try:
+        boot = line(BOOT)
+    except OSError:
+        boot = os.fsencode(os.uname().nodename)
+    path = folder + b"/" + boot
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    folder = os.path.dirname(path)
     if os.path.islink(os.path.dirname(folder)):
         return  # what it leads to is none of the cache's
     try:

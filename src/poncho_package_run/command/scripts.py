@@ -19,10 +19,9 @@ _CARRIED = (b"SHELLOPTS", b"BASHOPTS", b"POSIXLY_CORRECT", b"PPID", b"OPTIND", b
 _LOADERS = (b"LD_LIBRARY_PATH", b"LD_PRELOAD")
 
 _RESUME = b"""\
-import sys, _signal
-if _signal.getsignal(2) is _signal.default_int_handler:
-    _signal.signal(2, _signal.SIG_DFL)
-sys.path.insert(0, sys.argv.pop(1))
+import sys, zipimport
+__loader__ = zipimport.zipimporter(sys.argv.pop(1))
+exec(__loader__.get_data("entry.py"))
 from poncho_package_run.cli import main
 from poncho_package_run.command.resume import resume
 main(int(sys.argv.pop(1)), start=resume)
@@ -254,13 +253,14 @@ def _resumption(prefix: bytes, environ: dict, debug: bool, everything: bool) -> 
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ)
         if _signal.getsignal(number) == _signal.SIG_IGN
     )
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # .../poncho_package_run.pyz/site-packages/poncho_package_run/command/scripts.py
+    artifact = os.path.abspath(__file__).rsplit("/", 4)[0]
     words = [
         os.fsencode(sys.executable),
         b"-BIS",
         b"-c",
         _RESUME,
-        os.fsencode(os.path.dirname(package)),
+        os.fsencode(artifact),
         b"%d" % ignored,
         prefix + b"/bin",
         b"debug" if debug else b"",

@@ -35,4 +35,6 @@ a machine that nobody here can ask, ``env`` is gone and his rename fails (ENOENT
 nothing has to be: only the removal of his P waits for a day.
 """
 
-__all__ = ["completion", "copy", "fresh", "lock", "marker", "private", "publication", "settle"]
+__all__ = [
+    "completion", "copy", "fresh", "lock", "marker", "plain", "private", "publication", "settle",
+]  # fmt: skip

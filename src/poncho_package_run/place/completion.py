@@ -3,12 +3,10 @@
 Everything unusual is left to ``settle``: here it is only told that it is not the usual.
 """
 
-import errno
-import fcntl
 import os
 import stat
 
-from .. import MARKER, OURS
+from .. import MARKER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,37 +15,27 @@ if TYPE_CHECKING:
 # In the marker: its files were read after the machine had started anew, so they are on disk.
 ON_DISK = b'"on_disk": true'
 
-# What is being published inside a directory (see ``publication``).
-PUBLISHING = OURS + b"publishing"
+BOOT = "/proc/sys/kernel/random/boot_id"
 
 _SAFELY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LIMIT = 1 << 16
 
-# What open(2) says where there is none for us: no such file, a symlink, a FIFO, a socket.
-NONE = (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO)
 
-
-def ready_prefix(
-    directory: bytes, archive: "Optional[bytes]", marked: bool = False
-) -> "Optional[bytes]":
+def ready_prefix(directory: bytes, archive: "Optional[bytes]") -> "Optional[bytes]":
     """The prefix of the environment in a directory; None if there is anything to do or to tell.
+
+    That is also where there is no marker: see ``plain``.
 
     Args:
         directory: absolute and real.
         archive: what would be unpacked; None for a directory that is used where it is.
-        marked: whether it has to have a completion marker.
     """
     try:
         marker = read_marker(directory)
     except OSError:
         return None
-    if not is_trusted(directory):
+    if marker is None or not is_trusted(directory):
         return None
-    if marker is None:
-        # Without a marker and without conda-pack's script there is nothing to be done, but who
-        # would unpack has to wait for whoever may be doing so.
-        plain = archive is None and not marked and _is_plain(directory)
-        return directory if plain else None
     if marker[:1] != b"{":
         # The CCTools script's: the date.
         return directory if marker and is_prefix(directory) else None
@@ -73,8 +61,8 @@ def ready_prefix(
         # Of another machine's restarts nothing is known here.
         if not (
             ON_DISK in marker
-            or _has(marker, "/proc/sys/kernel/random/boot_id")
-            or (b'"machine_id": "' in marker and not _has(marker, "/etc/machine-id"))
+            or line(BOOT) in marker
+            or (b'"machine_id": "' in marker and line("/etc/machine-id") not in marker)
         ):
             return None
     except OSError:
@@ -83,31 +71,13 @@ def ready_prefix(
     return prefix if whole and is_prefix(prefix) else None
 
 
-def _is_plain(directory: bytes) -> bool:
-    """Whether a directory without a marker is an environment that is used as it is.
+def line(path: str) -> bytes:
+    """The one line of a file of the system.
 
-    That is not to be relocated, nor being unpacked: by us, where what is published inside the
-    directory is looked for last, or by the CCTools script, which holds a lock.
+    Raises OSError: there is none.
     """
-    if exists(directory + b"/bin/conda-unpack") or not is_prefix(directory):
-        return False
-    try:
-        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        finally:
-            os.close(handle)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # no locks here, or not to be opened: nobody to wait for
-    return not exists(directory + b"/" + PUBLISHING) and not exists(directory + b"/" + MARKER)
-
-
-def _has(marker: bytes, path: str) -> bool:
-    """Whether a marker names what the one line of a file of the system says."""
     with open(path, "rb", 0) as file:
-        return file.read(64).strip() in marker
+        return file.read(64).strip()
 
 
 def read_marker(directory: bytes) -> "Optional[bytes]":
@@ -120,9 +90,9 @@ def read_marker(directory: bytes) -> "Optional[bytes]":
     try:
         handle = os.open(directory + b"/" + MARKER, _SAFELY)
     except OSError as error:
-        if error.errno in NONE:
-            return None
-        raise
+        if not is_absence(error):
+            raise
+        return None
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LIMIT:
@@ -149,13 +119,12 @@ def locate(path: bytes) -> bytes:
     try:
         directory, spelled = os.path.realpath(path), os.path.abspath(path)
     except OSError as error:
-        from ..telling.errors import CannotCreate
+        from ..telling.failures import nowhere
 
-        raise CannotCreate(
-            "cannot tell where {} is, seen from the working directory: {}; give its absolute "
-            "path".format(os.fsdecode(path), error.strerror)
-        )
+        raise nowhere(path, error)
     if directory != spelled and not is_trusted(spelled):
+        from ..telling.failures import untrusted
+
         raise untrusted(spelled)
     return directory
 
@@ -175,16 +144,6 @@ def is_trusted(path: bytes) -> bool:
     return True
 
 
-def untrusted(path: bytes) -> Exception:
-    """The failure to tell of what is not trusted."""
-    from ..telling.errors import CannotCreate
-
-    return CannotCreate(
-        "{} belongs to another user, in a directory where anyone may have made it; choose "
-        "another directory".format(os.fsdecode(path))
-    )
-
-
 def is_prefix(directory: bytes) -> bool:
     """Whether a directory is an environment's own: has conda-meta, bin/activate or pyvenv.cfg."""
     return any(
@@ -198,6 +157,17 @@ def exists(path: bytes) -> bool:
         os.lstat(path)
         return True
     except OSError as error:
-        return error.errno not in (*NONE, errno.ENAMETOOLONG)
+        from errno import ENAMETOOLONG
+
+        return error.errno != ENAMETOOLONG and not is_absence(error)
     except ValueError:
         return False  # a NUL is in it, out of a marker
+
+
+def is_absence(error: OSError) -> bool:
+    """Whether it says that there is none for us: no such file, a symlink, a FIFO, a socket."""
+    import errno  # a hundred numbers: 0.1 ms
+
+    return error.errno in (
+        errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO,
+    )  # fmt: skip

@@ -21,7 +21,7 @@ from ..machine import process
 from ..machine.signals import check
 from ..telling.failures import kind_of, located
 from ..tree.removal import empty
-from .completion import NONE, shut
+from .completion import is_absence, shut
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def is_leased(environment: bytes) -> bool:
     try:
         handle = os.open(environment + b"/" + MANIFEST, os.O_RDONLY | _SAFELY)
     except OSError as error:
-        return error.errno not in NONE
+        return not is_absence(error)
     try:
         return lease(handle, fcntl.LOCK_EX) is False
     finally:

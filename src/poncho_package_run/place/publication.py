@@ -20,7 +20,8 @@ from .. import MARKER
 from ..telling.errors import CannotCreate
 from ..telling.failures import failure, located
 from ..tree.removal import empty
-from .completion import PUBLISHING, shut
+from .completion import shut
+from .plain import PUBLISHING
 from .private import HIDDEN, PrivateDirectory
 
 TYPE_CHECKING = False

@@ -11,8 +11,8 @@ import os
 from .. import MARKER
 from ..machine import library
 from ..telling.errors import ArchiveError, CannotCreate, Failure, InputOutputError
-from ..telling.failures import located
-from .completion import exists, is_prefix, is_trusted, read_marker, shut, untrusted
+from ..telling.failures import located, untrusted
+from .completion import exists, is_prefix, is_trusted, read_marker, shut
 from .marker import (
     facts,
     has_first,

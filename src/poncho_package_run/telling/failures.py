@@ -70,6 +70,22 @@ def cannot_create(directory: bytes, error: OSError) -> Failure:
     return failed
 
 
+def untrusted(path: bytes) -> Failure:
+    """A directory that somebody else may have planted."""
+    return CannotCreate(
+        "{} belongs to another user, in a directory where anyone may have made it; choose "
+        "another directory".format(os.fsdecode(path))
+    )
+
+
+def nowhere(path: bytes, error: OSError) -> Failure:
+    """A relative path, where the working directory cannot be told."""
+    return CannotCreate(
+        "cannot tell where {} is, seen from the working directory: {}; give its absolute "
+        "path".format(os.fsdecode(path), error.strerror)
+    )
+
+
 def located(error: OSError, directory: bytes) -> Failure:
     """The same, for an error that was not expected where it was met: somewhere in ``directory``."""
     path = directory
