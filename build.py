@@ -80,6 +80,8 @@ class Loader:
         if os.environ.get("PONCHO_PACKAGE_RUN_DEBUG") == "traceback":
             source = compile(source, module.__file__, "exec")
         exec(source, module.__dict__)
+    def get_data(self, path):
+        return archive.get_data(path)
 sys.meta_path.insert(0, Loader())
 """
 
@@ -172,7 +174,8 @@ def build() -> bytes:
         sys.exit("build.py: shiv is missing; run make, which installs it into .venv")
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch, "site-packages")
-        for source in sorted((ROOT / "src").rglob("*.py")):
+        sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "src" / "native").glob("*.so")]
+        for source in sorted(sources):
             target = staged / source.relative_to(ROOT / "src")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())

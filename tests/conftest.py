@@ -64,8 +64,34 @@ def ground(artifact: Path) -> Iterator[Callable[..., crash.Place]]:
         yield lambda format="tar.gz": crash.Place(Path(root, "place"), artifact, format)
 
 
+# Where it matters how bytes are decoded and files written, all is tried with the library in C and
+# without (test_crash, test_faults and sweep have rows of each).
+_BOTH_WAYS = {
+    "test_corpus",
+    "test_formats",
+    "test_hostile_archives",
+    "test_hostile_resources",
+    "test_parallel",
+    "test_zip",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__ in _BOTH_WAYS and "library" in metafunc.fixturenames:
+        metafunc.parametrize("library", ["library", "python"], indirect=True)
+
+
 @pytest.fixture
-def variables(tmp_path: Path) -> dict[bytes, bytes]:
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Optional[str]:
+    """Whether the library in C is to be used, whatever the size; None: as the tool has it."""
+    way = {"library": "yes", "python": "no"}.get(getattr(request, "param", ""))
+    if way is not None:
+        monkeypatch.setenv("PONCHO_PACKAGE_RUN_NATIVE", way)
+    return way
+
+
+@pytest.fixture
+def variables(tmp_path: Path, library: Optional[str]) -> dict[bytes, bytes]:
     """The environment variables of ``run`` and ``spawn``.
 
     Nothing of the caller's Python or Conda, TMPDIR in a directory of the test, and a
@@ -81,6 +107,8 @@ def variables(tmp_path: Path) -> dict[bytes, bytes]:
     temporary.mkdir(exist_ok=True)
     home = "/proc" if os.path.isdir("/proc") else "/dev/null"
     kept.update({b"TMPDIR": os.fsencode(temporary), b"HOME": os.fsencode(home)})
+    if library is not None:
+        kept[b"PONCHO_PACKAGE_RUN_NATIVE"] = os.fsencode(library)
     return kept
 
 

@@ -34,7 +34,7 @@ from support import crash, scenarios
 ROWS = [(scenario, "tar.gz") for scenario in scenarios.SCENARIOS] + [
     (scenario, format)
     for scenario in (scenarios.Scenario, scenarios.Temporary, scenarios.MountPoint)
-    for format in ("tar", "tar.gz -j", "zip")
+    for format in ("tar", "tar.gz -j", "zip", "tar.gz, library")
 ]
 OVERTAKEN = [(scenario, "tar.gz") for scenario in scenarios.OVERTAKEN]
 INTERRUPTED = [(scenario, "tar.gz") for scenario in scenarios.INTERRUPTED] + [

@@ -47,9 +47,10 @@ class Temporary(scenarios.Temporary):
 def occurrences(scenario, count):
     """The first, the middle and the last call of each kind (or as many as ``count`` says).
 
-    A zip's files are written by threads, whose calls strace counts one by one: with theirs, the
-    message would fail as well, or the command.
+    A zip's files, and all by the library, are written by threads, whose calls strace counts one by
+    one: with theirs, the message would fail as well, or the command.
     """
+    threads = scenario.place.format == "zip" or scenario.place.format.endswith(crash.LIBRARY)
     kinds = {}
     for point in scenario.points():
         kinds.setdefault(point.name, []).append(point)
@@ -57,7 +58,7 @@ def occurrences(scenario, count):
         point
         for name, points in kinds.items()
         if name not in _STARTING
-        and (name, scenario.place.format) not in (("write", "zip"), ("close", "zip"))
+        and not (threads and name in ("write", "close"))
         for point in crash.spread(points, count)
     ]
 
@@ -110,6 +111,8 @@ ROWS += [
     for error in ("ENOSPC", "EIO", "EACCES")
 ]
 ROWS += [(crash.Scenario, "zip", "EIO"), (crash.Scenario, "tar.gz -j", "EMFILE")]
+ROWS += [(crash.Scenario, "tar.gz, library", error) for error in ("ENOSPC", "EINTR", "EACCES")]
+ROWS += [(crash.Scenario, "zip, library", "EIO"), (Temporary, "tar.gz, library", "EIO")]
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def fill(
     check_prefix(final)
     with report.phase("sweep"):
         private.sweep()
-    with Archive(path) as archive:
+    with Archive(path, private.content) as archive:
         from .durability.manifest import Manifest  # while other threads decode already
         from .place.fresh import relocate_fresh
         from .place.marker import facts, first_of, join, put
@@ -219,6 +219,8 @@ def fill(
         from .tree.unpack import Tree
 
         content, source = private.content, archive.source
+        if report.debug:
+            report.warn("native library: " + archive.library)
         if unpacking is not None:
             unpacking.verify(source.fd)
         manifest = None if directory is None else Manifest(content, private.content_path)
@@ -231,7 +233,7 @@ def fill(
                             manifest.survey()
                     else:
                         members = archive.members(report.progress, lambda: tree.holds_environment)
-                        tree.unpack(members, archive.writers)
+                        tree.unpack(members, archive.writers, archive.native)
                 with report.phase("relocate"):
                     shorter = private.shorter if directory is None else None
                     final, root = relocate_fresh(

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 DESCRIPTION = """
 Measure cold, warm and crowded starts of dist/poncho_package_run.pyz beside what they replace,
 and print each ratio beside its target. The first run downloads packages, builds an environment
-from them and packs it in every format, which takes some 15 minutes and 6 GB below --cache;
+from them and packs it in every format, which takes some 25 minutes and 7 GB below --cache;
 measuring takes 40 minutes more (--quick: 2).
 """
 
@@ -25,9 +25,10 @@ EPILOG = """
 cases: {}; serial (tar.bz2 and tar.xz of one thread) only when named.
 
 Ours takes its number of threads from the usable cores; PONCHO_PACKAGE_RUN_THREADS caps it, which
-is how the latency case gets its single writer. GNU tar is needed; bsdtar, unzip, zstd and strace
-are measured or used where the machine has them. Other load on the machine is the largest error:
-run it alone, or compare ratios only.
+is how the latency case gets its single writer. GNU tar is needed; bsdtar, unzip, zstd, igzip (of
+the package isal), pigz, rapidgzip and strace are measured or used where the machine has them.
+The case interpreters starts ours in --python, in /usr/bin/python3 and in pyenv's Python 3.11.
+Other load on the machine is the largest error: run it alone, or compare ratios only.
 """.format(", ".join(cases.CASES))
 
 
@@ -80,7 +81,7 @@ def main(arguments=None) -> int:
     environment = environments.scientific(options.cache, options.quick)
     names = options.only or (cases.QUICK if options.quick else cases.DEFAULT)
     if options.build_only:
-        for format in environments.FORMATS:
+        for format in (*environments.FORMATS, *environments.LEVELS):
             if format not in ("tar.bz2", "tar.xz"):  # for the case serial only
                 print(environment.archive(format))
         return 0

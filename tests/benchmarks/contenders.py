@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import zipapp
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,18 @@ from typing import Callable, Optional
 
 HERE = Path(__file__).parent
 
+VERSION = """
+import sys
+print("Python %d.%d.%d" % sys.version_info[:3], "in", sys.base_prefix)
+"""
+
 TARFILE = """
 import sys, tarfile
 with tarfile.open(sys.argv[1]) as archive:
     archive.extractall(sys.argv[2], filter="tar")
 """
+
+PIPED = " and tar"
 
 # Calls that are a round trip to the server where files are created on a network file system.
 SLOW_CALLS = ("openat,close,mkdir,mkdirat,symlinkat,linkat,unlinkat,renameat,renameat2,"
@@ -58,7 +66,8 @@ class Commands:
     def __init__(self, python: Path, artifact: Path, scratch: Path) -> None:
         subprocess.run([python, "-m", "venv", "--without-pip", scratch / "python"], check=True)
         names = scratch / "python" / "bin"
-        self.python, self.artifact, self.scratch = str(names / "python3"), str(artifact), scratch
+        self.base, self.artifact, self.scratch = str(python), str(artifact), scratch
+        self.python = str(names / "python3")
         self.environment = {
             "PATH": f"{names}:/usr/local/bin:/usr/bin:/bin",
             "HOME": "/nonexistent", "LANG": "C.UTF-8", "TMPDIR": str(scratch),
@@ -68,9 +77,21 @@ class Commands:
         (scratch / "empty" / "__main__.py").write_text("")
         zipapp.create_archive(scratch / "empty", self.empty_zipapp)
 
+    def others(self):
+        """Yield this and the machine's other interpreters of interest, each with its name."""
+        pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+        found = [self.base, "/usr/bin/python3", *sorted(pyenv.glob("3.11.*/bin/python3.11"))[-1:]]
+        found = dict.fromkeys(os.path.realpath(one) for one in found if os.path.exists(one))
+        for number, python in enumerate(found):
+            name = subprocess.run([python, "-c", VERSION], check=True, stdout=subprocess.PIPE,
+                                  text=True).stdout.strip().replace(str(Path.home()), "~")
+            yield name, Commands(python, self.artifact, self.scratch / str(number))
+
     def program(self, name: str) -> Optional[str]:
         """Return the path of ``name``, or None where the machine has it not."""
-        return shutil.which(name, path=self.environment["PATH"])
+        # The last folder is that of the benchmark's own pins.
+        return shutil.which(name, path=self.environment["PATH"] + ":" +
+                            os.path.dirname(sys.executable))
 
     def ours(self, archive, directory=None, command=("true",), direct=False, option="-d"):
         """Ours, in ``python``, or started by its own first line."""
@@ -102,6 +123,13 @@ class Commands:
         yield "bsdtar", [self.program("bsdtar"), "-xf", archive, "-C", directory]
         if ".tar" in archive and not archive.endswith(".zst"):
             yield "Python's tarfile", [self.python, "-c", TARFILE, archive, directory]
+
+    def pipes(self, archive, directory):
+        """Yield the fast decoders of gzip, each before a tar: they only unpack, too."""
+        for name in ("igzip", "pigz", "rapidgzip"):
+            program = self.program(name)
+            yield name + PIPED, [program and "/bin/sh", "-c", '"$0" -dc "$1" | tar -x -C "$2"',
+                                 program, str(archive), str(directory)]
 
     def slowed(self, argv, milliseconds=1):
         """``argv`` under strace, with latency at every call that creates or closes a file.

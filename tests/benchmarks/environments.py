@@ -59,6 +59,11 @@ FORMATS = {
     "zip": ("zip", False),
 }
 
+# The same tar, compressed by zstd -T2.
+LEVELS = {"tar.zst -3": "-3", "tar.zst -19": "-19"}
+
+TINY = 100  # files of a unit of small ones
+
 THREADS = max(2, os.cpu_count() or 2)
 
 
@@ -75,13 +80,25 @@ class Environment:
     folder: Path
 
     def archive(self, format: str) -> Path:
-        """Return the archive in ``format`` (a key of FORMATS), packed on first demand."""
+        """Return the archive in ``format`` (of FORMATS or LEVELS), packed on first demand."""
+        if format in LEVELS:
+            return self.compressed(LEVELS[format])
         suffix, threaded = FORMATS[format]
         name = f"env-j{THREADS}.{suffix}" if threaded else "env." + suffix
         path = self.folder / name
         if not path.exists():
             say("packing " + str(path))
             pack(self.prefix, path, suffix, THREADS if threaded else 1)
+        return path
+
+    def compressed(self, level: str) -> Path:
+        """Return the tar, compressed by zstd."""
+        path, tar = self.folder / f"env{level}.tar.zst", self.archive("tar")
+        if not path.exists():
+            say("compressing " + str(path))
+            partial = path.with_name("partial-" + path.name)
+            subprocess.run(["zstd", "-qfT2", level, tar, "-o", partial], check=True)
+            partial.rename(path)
         return path
 
 
@@ -288,7 +305,7 @@ def grown(environment: Environment, kind: str, units: int) -> Path:
     A unit of "files" is 1,500 small text files, one in eight of them with a prefix record (about
     as many as in the scientific environment); a unit of "bytes" is 40 MB of shared libraries;
     both come from ``environment``. A unit of "memory" is 10 MB of bytes that do not compress,
-    packed in parallel blocks.
+    packed in parallel blocks; a unit of "tiny" is 100 files of 10 bytes, none with a record.
     """
     folder = environment.folder / "grown"
     path = folder / f"{kind}-{units:02}.tar.gz"
@@ -300,7 +317,7 @@ def grown(environment: Environment, kind: str, units: int) -> Path:
     for directory in (tree / "conda-meta", package):
         directory.mkdir(parents=True)
     (tree / "conda-meta" / "history").write_text("")
-    sources = [] if kind == "memory" else unit(environment.prefix, kind)
+    sources = unit(environment.prefix, kind) if kind in ("files", "bytes") else []
     for number in range(units):
         part = Path("share", f"part{number:03}")
         for index, source in enumerate(sources):
@@ -310,10 +327,11 @@ def grown(environment: Environment, kind: str, units: int) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             # A copy: names of one file would become hard links in the archive.
             shutil.copy2(source, target)
-        if kind == "memory":
+        if not sources:
             (tree / part).mkdir(parents=True)
-            for index in range(20):
-                (tree / part / f"{index:02}.bin").write_bytes(os.urandom(1 << 19))
+        for index in range({"memory": 20, "tiny": TINY}.get(kind, 0)):
+            (tree / part / f"{index:02}.bin").write_bytes(
+                os.urandom(1 << 19) if kind == "memory" else b"\0%09d" % (number * TINY + index))
     link(finish_package(package, "unit", "1", PLACEHOLDER), tree, tree)
     # With a python in bin/, conda-unpack runs in it.
     (tree / "bin").mkdir()

@@ -106,10 +106,10 @@ def members(session):
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                stat = Path("/proc", name, "stat").read_text()
+                stat = Path("/proc", name, "stat").read_bytes()  # a name may be any bytes
             except OSError:  # the process has ended since the listing
                 continue
-            if int(stat.rpartition(")")[2].split()[3]) == session:
+            if int(stat.rpartition(b")")[2].split()[3]) == session:
                 yield name
 
 

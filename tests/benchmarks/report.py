@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from .cases import MIB, OURS, PIPELINE, TEMPORARY, duration
+from .cases import CHOOSE, MIB, OURS, PIPELINE, TEMPORARY, duration
 from .environments import THREADS
 
 MET = {True: "met", False: "**missed**", None: ""}
@@ -35,12 +35,23 @@ def markdown(bench, machine) -> str:
         f"{machine}. Medians of {bench.options.rounds} rounds, alternating. The environment: "
         f"{describe(bench.environment)}. `-j N` is `-j {THREADS}`.\n"
         "Made by `make bench`; what is measured is in [cases.py](cases.py).",
-        "## Against the targets", targets(bench.rows), "## Every contender"]
+        "## Against the targets", targets(bench.rows)]
+    if CHOOSE in bench.results:
+        sections += ["## Which archive to choose", choice(bench)]
+    sections.append("## Every contender")
     lines = [(case, name, duration(one.wall), duration(one.cpu) if one.cpu else "",
               "%.1f MiB" % (one.peak / MIB) if one.peak else "", one.rounds)
              for case, measured in bench.results.items() for name, one in measured.items()]
     sections.append(table(("case", "contender", "wall", "CPU", "peak memory", "rounds"), lines))
     return "\n\n".join(sections) + "\n"
+
+
+def choice(bench) -> str:
+    """The table of the case choose."""
+    return table(("archive", "size", "cold start"), [
+        (format, f"{bench.environment.archive(format).stat().st_size // 10**6:,} MB",
+         duration(one.wall)) for format, one in bench.results[CHOOSE].items()]) + (
+        "\n\nOf zstd's levels, the same tar by `zstd -T2`; the others by conda-pack.")
 
 
 def describe(environment):
@@ -90,7 +101,7 @@ def draw(results, machine, path: Path) -> bool:
                       label=name if not index else None)
             left.annotate(f"{wall:.1f}", (wall, index + offset), (4, 0), va="center", size=8.5,
                           textcoords="offset points", color=TEXT)
-        alone = [one.wall for name, one in measured.items() if " alone" in name]
+        alone = [one.wall for name, one in measured.items() if " alone (" in name]
         if alone:
             left.plot([alone[0]] * 2, [index, index + 0.4], color=LIMIT, linewidth=2,
                       label=None if limit else "decoding alone, one core")

@@ -58,6 +58,10 @@ printf "hello from %s" "$prefix"
 """
 
 
+LIBRARY = ", library"
+"""The end of a format that is to be unpacked with the library in C, whatever the size."""
+
+
 def _members(
     others: Mapping[str, bytes], text: str = PLACEHOLDER
 ) -> Iterable[tuple[str, str, int, bytes]]:
@@ -212,8 +216,10 @@ class Place:
         self.python: list[Word] = [sys.executable, "-S"]
         self.cwd = Path("/")
         self.variables = {"PATH": os.environ["PATH"], "TMPDIR": str(self.tmp), "HOME": "/proc"}
+        if format.endswith(LIBRARY):
+            self.variables["PONCHO_PACKAGE_RUN_NATIVE"] = "yes"
         root.mkdir(parents=True, exist_ok=True)
-        self.archive = archive(root / "archive", format)
+        self.archive = archive(root / "archive", format.replace(LIBRARY, ""))
         self.tmp.mkdir(exist_ok=True)
         self.known = {self.archive, self.tmp}
 

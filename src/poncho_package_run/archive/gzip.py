@@ -3,12 +3,15 @@
 import zlib
 
 from ..telling.errors import ArchiveError
+from .given import Given
+from .inflate import Inflated, Unsure
 from .source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable, Iterator, Tuple
+    from typing import Any, Iterable, Iterator, Optional, Tuple
 
+    from ..machine.native import Native
     from .parallel import Pool
 
 _INPUT = 1 << 18
@@ -41,7 +44,7 @@ def recognises(head: bytes) -> bool:
     return head[:2] == b"\x1f\x8b"
 
 
-def decode(source: Source, pool: "Pool") -> "Iterator[bytes]":
+def decode(source: Source, pool: "Pool", native: "Optional[Native]" = None) -> "Iterator[bytes]":
     """The decoded bytes of all members, to the physical end of the source.
 
     Where the source can be read by offset and its blocks were flushed (``conda-pack -j N``,
@@ -51,11 +54,20 @@ def decode(source: Source, pool: "Pool") -> "Iterator[bytes]":
     Raises:
         ArchiveError: damaged, truncated, or followed by anything but zeros.
     """
-    if pool.cores > 1 and source.seekable:
+    if (native is not None or pool.cores > 1) and source.seekable:
         start = _header_length(source.peek(1 << 16))
-        if start:
-            for chunk in _first_member(source, start, pool):
+        given = Given() if native is None else Given(native.crc32)
+        try:
+            if start:
+                for chunk in _first_member(source, start, pool, native, given):
+                    yield chunk
+        except Unsure:
+            start = -1  # all that this attempt holds is given back before the next one
+        if start < 0:
+            source.seek(0)
+            for chunk in given.beyond(decode(source, pool)):
                 yield chunk
+            return
     data, at = source.read(_INPUT), 0
     while data:
         if data[at] != 0x1F:
@@ -92,28 +104,39 @@ def decode(source: Source, pool: "Pool") -> "Iterator[bytes]":
             data, at = source.read(_INPUT), 0
 
 
-def _first_member(source: Source, start: int, pool: "Pool") -> "Iterator[bytes]":
+def _first_member(
+    source: Source, start: int, pool: "Pool", native: "Optional[Native]", given: Given
+) -> "Iterator[bytes]":
     """Inflate the first member in other threads; the source then stands at the member's end.
 
     The cuts are guesses: the marker also occurs by chance inside compressed data.
+
+    Args:
+        given: adds up what is.
+
+    Raises:
+        Unsure: the native library has found anything wrong.
     """
     from .speculate import Decoded, ranges_at
 
-    crc = length = 0
     ranges: Iterable[Tuple[int, int]] = [(start, source.size or 0)]
-    workers = 1
-    if _flushed(source, start):
+    workers = 1 if pool.cores > 1 else 0
+    if workers and _flushed(source, start):
         ranges = ranges_at(source, start, _FLUSH, len(_FLUSH), _PIECE)
         workers = min(pool.cores, _THREADS)
-    decoded = Decoded(source, _Blocks, ranges, pool, workers)
+    new_state = _Blocks if native is None else lambda: Inflated(native)
+    decoded = Decoded(source, new_state, ranges, pool, workers)
     for chunk in decoded:
-        crc = zlib.crc32(chunk, crc)
-        length += len(chunk)
+        given.add(chunk)
         yield chunk
     trailer = source.pread(8, decoded.end)
-    if not decoded.state.finished or len(trailer) < 8:
+    whole = decoded.state.finished and len(trailer) == 8
+    sums = given.crc.to_bytes(4, "little") + (given.length & 0xFFFFFFFF).to_bytes(4, "little")
+    if native is not None and not (whole and trailer == sums):
+        raise Unsure
+    if not whole:
         raise _truncated()
-    if trailer != crc.to_bytes(4, "little") + (length & 0xFFFFFFFF).to_bytes(4, "little"):
+    if trailer != sums:
         raise _damaged("its gzip checksum or length does not agree with its data")
     source.seek(decoded.end + 8)
 
@@ -150,6 +173,9 @@ class _Blocks:
                     return
         except zlib.error as error:
             raise _damaged(str(error))
+
+    def rest(self) -> "Iterable[bytes]":
+        return ()
 
     @property
     def finished(self) -> bool:

@@ -23,9 +23,13 @@ class Member:
         body (iterable of bytes-like): the content, in order; to be used up before the
             next member is asked for, unless ``detached``.
         detached (bool): the body may be read later and in another thread.
+        addresses (tuple of int): where in memory the pieces of a body lie that is a tuple; empty
+            where that is not known.
     """
 
-    __slots__ = ("kind", "path", "mode", "mtime_ns", "size", "target", "body", "detached")
+    __slots__ = (
+        "kind", "path", "mode", "mtime_ns", "size", "target", "body", "detached", "addresses"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class Member:
         target: bytes = b"",
         body: "Iterable[Buffer]" = (),
         detached: bool = True,
+        addresses: tuple = (),
     ) -> None:
         self.kind = kind
         self.path = path
@@ -46,3 +51,4 @@ class Member:
         self.target = target
         self.body = body
         self.detached = detached
+        self.addresses = addresses

@@ -37,7 +37,8 @@ class Decoded:
     Args:
         source: read by offset.
         new_state: makes a decoder state, an object with ``feed(data)``, a generator of
-            chunks; ``finished``, the stream's own end was met; ``unused``, how many fed bytes
+            chunks, and ``rest()``, those that it still holds when a piece ends; ``finished``, the
+            stream's own end was met; ``unused``, how many fed bytes
             lie behind it; ``before_cut()``, it stands ``margin`` bytes before the end of a
             piece; ``restartable()``, a new state may start where this one stands;
             ``limited``, what ended it was that others need memory too; ``alone()``, from now on
@@ -92,7 +93,7 @@ class Decoded:
                     yield chunk
                 if lane.error is not None:
                     final = self.state is None or self.state.finished
-                    if final and not piece.state.limited:
+                    if final and (piece.state is None or not piece.state.limited):
                         raise lane.error  # no decoder could go on: the damage is real
                     right = False
             if right:
@@ -140,12 +141,13 @@ class Piece:
                 self.state.before_cut()
             data = source.pread(min(_READ, (cut if at < cut else self.stop) - at), at)
             if not data:
-                return  # the file got shorter: the state is not at its end, and that is told
+                break  # the file got shorter: the state is not at its end, and that is told
             at += len(data)
             yield from self.state.feed(data)
             if self.state.finished and self.state.unused is not None:
                 self.end = at
-                return
+                break
+        yield from self.state.rest()
 
 
 def ranges_at(

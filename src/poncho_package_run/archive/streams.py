@@ -70,6 +70,9 @@ class Streams:
         except self.errors as error:
             raise self.failed(error)
 
+    def rest(self) -> "Iterable[bytes]":
+        return ()
+
     def failed(self, error: Exception) -> ArchiveError:
         return ArchiveError(self._damage(str(error)))
 

@@ -12,7 +12,7 @@ from .member import DIRECTORY, FILE, HARDLINK, SYMLINK, Member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterable, Iterator, Optional, Tuple
+    from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
     adler32: Optional[Callable[[bytes], int]]
 try:
@@ -23,6 +23,10 @@ except ImportError:  # an interpreter built without zlib still unpacks a plain t
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
 _FLAT = 1 << 16  # a body up to this size that spans two chunks is joined, to be detached
+
+# Where bodies are written from where they lie, one up to this size is detached in its pieces: the
+# chunks that hold them wait with it.
+_GATHERED = 2 << 20
 
 # An extended header holds names and times; PATH_MAX is 4 KiB.  The limit keeps a header
 # that claims gigabytes (gh-151497, gh-155633) from being believed.
@@ -38,7 +42,9 @@ def recognises(head: bytes) -> bool:
 
 
 def members(
-    chunks: "Iterable[bytes]", is_environment: "Optional[Callable[[], bool]]" = None
+    chunks: "Iterable[bytes]",
+    is_environment: "Optional[Callable[[], bool]]" = None,
+    address_of: "Optional[Callable[[bytes], int]]" = None,
 ) -> "Iterator[Member]":
     """Read a tar stream member by member.
 
@@ -48,6 +54,7 @@ def members(
     Args:
         chunks: the decoded stream, in pieces of any size.
         is_environment: asked at the end-of-archive marker; False leaves the rest unread.
+        address_of: tells where a chunk lies in memory, if the members are to tell that.
 
     Yields:
         Member: in archive order.
@@ -56,7 +63,7 @@ def members(
         ArchiveError: a damaged or truncated header or body, a member type that an
             environment cannot hold, or no end-of-archive marker.
     """
-    stream = _Stream(chunks)
+    stream = _Stream(chunks, address_of)
     # Each has at most the five keywords that `_pax` keeps, of a MiB together for each header.
     defaults: Dict[bytes, bytes] = {}
     records: Dict[bytes, bytes] = {}
@@ -147,16 +154,23 @@ _TYPES = {b"3": "a character device", b"4": "a block device", b"6": "a fifo", b"
 class _Stream:
     """The chunks as one run of bytes, with a position on a 512-byte grid."""
 
-    def __init__(self, chunks: "Iterable[bytes]") -> None:
+    def __init__(
+        self, chunks: "Iterable[bytes]", address_of: "Optional[Callable[[bytes], int]]" = None
+    ) -> None:
         self._chunks = iter(chunks)
-        self._data = b""
-        self._view = memoryview(b"")
+        self._address_of = address_of
+        self._use(b"")
         self._at = 0  # the next unread byte of _data
         self._before = 0  # bytes of the stream before _data
         self._rest = b""  # a chunk of which the beginning was joined to _data, up to _rest_at
         self._rest_at = 0
         self._owed = 0  # what the consumer has left unread of the current body
         self._padding = 0
+
+    def _use(self, data: bytes) -> None:
+        self._data = data
+        self._view = memoryview(data)
+        self._base = 0 if self._address_of is None else self._address_of(data)
 
     def _advance(self) -> bool:
         """Go on to the next chunk once this one is used up; False at the end."""
@@ -169,8 +183,7 @@ class _Stream:
             else:
                 return False
         self._before += len(self._data) - at
-        self._data = data
-        self._view = memoryview(data)
+        self._use(data)
         self._at = at
         return True
 
@@ -194,8 +207,7 @@ class _Stream:
             missing -= len(pieces[-1])
         if self._at < len(self._data):
             self._rest, self._rest_at = self._data, self._at
-        self._data = b"".join(pieces)
-        self._view = memoryview(self._data)
+        self._use(b"".join(pieces))
         self._before = before
         self._at = 0
         return missing <= 0
@@ -260,8 +272,9 @@ class _Stream:
             else:
                 self._at = end
                 self._padding = padding
-            return Member(FILE, path, mode, mtime_ns, size, b"", body)
-        if size <= _FLAT:
+            addresses = (self._base + at,) if size and self._base else ()
+            return Member(FILE, path, mode, mtime_ns, size, b"", body, True, addresses)
+        if size <= _FLAT and not self._base:
             if not self._look_ahead(size):
                 raise self._truncated(path)
             at = self._at
@@ -270,6 +283,19 @@ class _Stream:
             return Member(FILE, path, mode, mtime_ns, size, b"", (self._view[at:end],))
         self._owed = size
         self._padding = -size % BLOCK
+        if size <= _GATHERED and self._base:
+            pieces, places = [], []
+            try:
+                for piece in self._pieces(path):
+                    pieces.append(piece)
+                    places.append(self._base + self._at - len(piece))
+            except Exception as error:
+                if size <= _FLAT:
+                    raise
+                # As of a larger body, told by who uses it: the member itself may be worse.
+                return Member(FILE, path, mode, mtime_ns, size, b"", _broken(pieces, error), False)
+            body = tuple(pieces)
+            return Member(FILE, path, mode, mtime_ns, size, b"", body, True, tuple(places))
         return Member(FILE, path, mode, mtime_ns, size, b"", self._pieces(path), False)
 
     def _pieces(self, path: bytes) -> "Iterator[memoryview]":
@@ -337,6 +363,12 @@ class _Stream:
                 printable(path) or "a member"
             )
         )
+
+
+def _broken(pieces: "List[memoryview]", error: Exception) -> "Iterator[memoryview]":
+    """A body that could not be read to its end."""
+    yield from pieces
+    raise error
 
 
 def _is_header(block: bytes) -> bool:

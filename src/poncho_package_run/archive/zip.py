@@ -17,12 +17,15 @@ import zlib
 
 from ..telling.errors import ArchiveError
 from ..telling.messages import printable
+from .given import Given
+from .inflate import Unsure, inflated
 from .member import DIRECTORY, FILE, SYMLINK, Member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, List, Optional, Tuple
 
+    from ..machine.native import Native
     from .member import Buffer
     from .source import Source
 
@@ -74,7 +77,7 @@ def recognises_tail(source: "Source") -> bool:
     return source.seekable and bool(_ends(_tail(source)))
 
 
-def members(source: "Source") -> "Iterator[Member]":
+def members(source: "Source", native: "Optional[Native]" = None) -> "Iterator[Member]":
     """The members of a zip archive, in the order of its central directory.
 
     Bodies are detached: each reads, inflates and checks its own member whenever and in
@@ -117,7 +120,8 @@ def members(source: "Source") -> "Iterator[Member]":
             raise _refused(source, path, "has a backslash in its name and comes from MS-DOS")
         mode = header[15] >> 16 if host in (_UNIX, _MAC_OS) else 0
         member = Member(FILE, path, mode & 0o7777 if mode else 0o644, _dos_time(date, clock), usize)
-        body = _body(source, name, offset, limit, flags, method, crc, csize, usize, date, member)
+        sizes = crc, csize, usize
+        body = _body(source, name, offset, limit, flags, method, sizes, date, member, native)
         kind = stat.S_IFMT(mode)
         if path.endswith(b"/"):
             kind = kind or stat.S_IFDIR
@@ -150,11 +154,10 @@ def _body(
     limit: int,
     flags: int,
     method: int,
-    crc: int,
-    csize: int,
-    usize: int,
+    sizes: "Tuple[int, int, int]",
     date: int,
     member: Member,
+    native: "Optional[Native]",
 ) -> "Iterator[Buffer]":
     """The content of the member whose local header is at ``offset`` of the file.
 
@@ -162,6 +165,7 @@ def _body(
     directory starts: members that share bytes are how small archives become huge.  The
     exact time, which unzip and bsdtar take from that header alone, is set in ``member``.
     """
+    crc, csize, usize = sizes
     head = source.pread(max(min(limit - offset, _INPUT), 0), offset)
     if len(head) < _LOCAL.size or head[:4] != _LOCAL_MAGIC:
         raise _damaged(source, name, "has no header where the directory says")
@@ -190,8 +194,36 @@ def _body(
     if (own_crc, own_csize, own_usize) != (crc, csize, usize):
         raise _damaged(source, name, "has another size or checksum in its own header")
 
+    piece = memoryview(head)[data : data + csize]
+    content = _content(source, name, method, sizes, piece, position)
+    if native is not None and method == _DEFLATED:
+        given = Given(native.crc32)
+        try:
+            first = piece.tobytes()
+            for chunk in inflated(native, source, first, position, end, crc, usize, given):
+                source.look()
+                yield chunk
+            return
+        except Unsure:
+            pass
+        content = given.beyond(content)
+    for output in content:
+        source.look()
+        yield output
+
+
+def _content(
+    source: "Source",
+    name: bytes,
+    method: int,
+    sizes: "Tuple[int, int, int]",
+    piece: "Buffer",
+    position: int,
+) -> "Iterator[Buffer]":
+    """The content of a member, whose data begin with ``piece`` at ``position`` of the file."""
+    crc, csize, usize = sizes
+    end = position + csize
     inflate = zlib.decompressobj(-zlib.MAX_WBITS) if method == _DEFLATED else None
-    piece: Buffer = memoryview(head)[data : data + csize]
     position += len(piece)
     left, checksum = usize, 0
     while True:
@@ -211,7 +243,6 @@ def _body(
             if left < 0:
                 raise _damaged(source, name, "is longer than its header says")
             checksum = zlib.crc32(output, checksum)
-            source.look()
             yield output
         if done:
             break

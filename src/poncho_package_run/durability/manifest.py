@@ -102,7 +102,11 @@ class Manifest:
             data = body[0] if size <= _PAGE else bytes(body[0][(size - 1) % _STRIDE :: _STRIDE])
             self._records.append(b"f %d %x %s\0" % (size, crc32(data), path))
             return body
-        return self._sampled(path, size, body)
+        sampled = self._sampled(path, size, body)
+        if type(body) is not tuple:
+            return sampled
+        deque(sampled, 0)  # it is there already, in pieces
+        return body
 
     def _sampled(self, path: bytes, size: int, body: "Iterable[Buffer]") -> "Iterator[Buffer]":
         at = crc = 0

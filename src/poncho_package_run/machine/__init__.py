@@ -3,4 +3,13 @@
 In: nothing.  Out: what the system says of itself.  Promised: a leaf, which knows no other room.
 """
 
-__all__ = ["architecture", "library", "memory", "process", "processors", "signals", "threads"]
+__all__ = [
+    "architecture",
+    "library",
+    "memory",
+    "native",
+    "process",
+    "processors",
+    "signals",
+    "threads",
+]

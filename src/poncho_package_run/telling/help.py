@@ -33,6 +33,7 @@ variables:
   PONCHO_PACKAGE_RUN_CACHE_LIMIT  --cache-limit
   PONCHO_PACKAGE_RUN_DEBUG        "yes" means --debug
   PONCHO_PACKAGE_RUN_THREADS      at most so many threads (default: the processors one may use)
+  PONCHO_PACKAGE_RUN_NATIVE       "no" means without the library in C, "yes" even for small archives
 
 exit status: the command's own (128+N if signal N killed it), or
 """

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Callable, Dict, Iterable, Optional, Protocol, Tuple
 
     from ..archive.member import Buffer
+    from ..machine.native import Native
     from ..telling.errors import Failure
 
     class Record(Protocol):
@@ -123,6 +124,7 @@ class Tree:
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         self._writers = 0
+        self._native: Optional[Native] = None
         self._pool: Optional[Writers] = None
         self._quickest = 1.0  # seconds, of the latest creations of a file
         self._removed_directory = False
@@ -133,13 +135,16 @@ class Tree:
     def __exit__(self, *_: object) -> None:
         self._directories.close()
 
-    def unpack(self, members: "Iterable[Member]", writers: int = 0) -> None:
+    def unpack(
+        self, members: "Iterable[Member]", writers: int = 0, native: "Optional[Native]" = None
+    ) -> None:
         """Unpack all members.
 
         Args:
             members: in archive order.
-            writers: how many threads are to write bodies (zip) if the file system is a quick
-                one; 0 if they would not make it quicker.
+            writers: how many threads are to write bodies if the file system is a quick one; 0 if
+                they would not make it quicker than the caller alone.
+            native: see Writers; the threads of a slow file system do without.
 
         Raises:
             ArchiveError: a member is unsafe, or does not fit the others.
@@ -147,6 +152,7 @@ class Tree:
         """
         path, size = b"", 0
         self._writers = writers
+        self._native = native
         try:
             for member in members:
                 check()
@@ -166,6 +172,9 @@ class Tree:
                 else:
                     self._hard_link(member)
             self._make_symlinks()
+        except ArchiveError:
+            self._drain()  # what came before may have met something, and is told then
+            raise
         except OSError as error:
             raise self._failure(error, path, size)
         finally:
@@ -241,9 +250,10 @@ class Tree:
         if self._pool is None and not self.files % SAMPLES:
             if self._quickest > SLOW_SECONDS:
                 self.overlap = capped(OVERLAPPING)
-                self._start(self.overlap, 1)
-            else:
-                self._start(self._writers, _TOGETHER)
+                if self.overlap > 1:
+                    self._start(self.overlap, 1)
+            elif self._writers > 1 or self._native is not None:
+                self._start(self._writers, _TOGETHER, self._native)
             self._quickest = 1.0
         if self._pool is not None:
             if self._pool.put_off:
@@ -251,7 +261,13 @@ class Tree:
             if member.detached:
                 self._pool.write(descriptor, name, member)
                 return
-            self._drain()
+            self._pool.settle(descriptor, name)
+            self._pool.submit()
+            try:
+                write(self._create_in_thread(descriptor, name, member), member)
+                return
+            except IsADirectoryError:
+                self._drain()
         write(self._create(descriptor, name, member), member)
 
     def _create(self, descriptor: int, name: bytes, member: Member) -> int:
@@ -278,7 +294,11 @@ class Tree:
             self._removed_directory = True
 
     def _create_in_thread(self, descriptor: int, name: bytes, member: Member) -> int:
-        """The same, but a directory does not give way while others may write into it."""
+        """The same, but a directory does not give way while others may write into it.
+
+        Raises:
+            IsADirectoryError: there is one.
+        """
         try:
             return create(descriptor, name, member.mode)
         except FileExistsError:
@@ -299,10 +319,8 @@ class Tree:
             return ArchiveError(unsafe(path, "takes the place of another member"))
         return failure(error, os.path.join(self._path, path), self._root, size)
 
-    def _start(self, writers: int, together: int) -> None:
-        if writers < 2:
-            return
-        pool = Writers(writers, together, self._create_in_thread, self._failure)
+    def _start(self, writers: int, together: int, native: "Optional[Native]" = None) -> None:
+        pool = Writers(writers, together, self._create_in_thread, self._failure, native)
         if pool.works:
             self._pool = pool
 

@@ -11,24 +11,32 @@ from ..machine.signals import check
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Deque, List, Optional, Tuple
+    from typing import Callable, Deque, Dict, List, Optional, Tuple
+
+    from ..machine.native import Native
 
     Create = Callable[[int, bytes, Member], int]
     Failed = Callable[[OSError, bytes, int], Exception]
     Task = Tuple[int, bytes, Member]
-    Batch = Tuple[List[Task], int]
+    Batch = Tuple[List[Task], Dict[int, bytes]]
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-# Content that waits for a writer.  A member's bytes keep their chunk of the stream alive
-# (1 MiB), but neighbours share it.
+# What may wait for writers, or be under way: the chunks of the stream (1 MiB) that bodies lie in,
+# of which one may keep alive whatever lies between it and the next body.
 _WAITING_BYTES = 4 << 20
+
+# Of a batch: content, and chunks.
 _BATCH_BYTES = 1 << 19
+_CHUNKS = 3
 
 # Seconds: how long to wait before looking for a signal, and for all threads to end.  Longer than
 # that takes only one who is stuck in a system call.
 _LOOK = 0.1
 _GRACE = 1.0
+
+# Seconds before and after 1970 that any file system has.
+_TIMES = 1 << 40
 
 
 def create(directory: int, name: bytes, mode: int) -> int:
@@ -71,24 +79,35 @@ class Writers:
     all others are written: they may be on their way into that directory.
 
     Args:
-        count: how many threads.
+        count: how many threads; with none of them the caller writes, batch by batch.
         together: how many files a thread takes at a time: 1 where every call waits; more where
             writing is so short that handing over costs as much (25,000 members of a zip: 2.9
             seconds of processor time one by one, 2.4 by 64, as in one thread).
         create: opens a new file, given its directory, its name and the member;
             IsADirectoryError puts it off.
         failed: what to raise for an error of the system, given the member's path and size.
+        native: writes what lies in memory, if it is there: without the interpreter, which goes on
+            meanwhile, and with fewer steps.
 
     Attributes:
-        works (bool): the system had a thread to give.
+        works (bool): the system had a thread to give, or none is needed.
         put_off (list): tasks for the caller to do after ``drain``; they keep their bodies, so
             the caller looks here before each ``write``.
     """
 
-    def __init__(self, count: int, together: int, create: "Create", failed: "Failed") -> None:
+    def __init__(
+        self,
+        count: int,
+        together: int,
+        create: "Create",
+        failed: "Failed",
+        native: "Optional[Native]" = None,
+    ) -> None:
         self._together = together
         self._batch: List[Task] = []
         self._batch_bytes = 0
+        self._batch_chunks: Dict[int, bytes] = {}
+        self._held: Dict[int, int] = {}  # how many batches hold a chunk
         self._create = create
         self._failed = failed
         self.put_off: List[Task] = []
@@ -98,8 +117,10 @@ class Writers:
         self._waiting = 0
         self._error: Optional[BaseException] = None
         self._closed = False
+        self._native = native
+        self._stop = native.integer(0) if native is not None else None
         self._threads = threads.start(self._run, count)
-        self.works = bool(self._threads)
+        self.works = bool(self._threads) or native is not None
 
     def write(self, directory: int, name: bytes, member: Member) -> None:
         """Have a file written.
@@ -111,36 +132,63 @@ class Writers:
         self._names.add((directory, name))
         self._batch.append((directory, name, member))
         self._batch_bytes += member.size
-        if len(self._batch) == self._together or self._batch_bytes > _BATCH_BYTES:
-            self._submit()
+        body, chunks = member.body, self._batch_chunks
+        if type(body) is tuple:
+            for piece in body:
+                chunks[id(piece.obj)] = piece.obj
+        if (
+            len(self._batch) == self._together
+            or self._batch_bytes > _BATCH_BYTES
+            or len(chunks) >= _CHUNKS
+        ):
+            self.submit()
 
-    def _submit(self) -> None:
+    def submit(self) -> None:
         """Hand over what was collected, as soon as not too much waits already."""
         if not self._batch:
             return
-        size = self._batch_bytes
+        batch = self._batch, self._batch_chunks
+        self._batch, self._batch_bytes, self._batch_chunks = [], 0, {}
+        if not self._threads:
+            self._hold(batch[1])
+            self._do(*batch)
+            self._wait(lambda: True)
+            return
+        size = sum(map(len, batch[1].values()))
         self._wait(
             lambda: (
-                not self._tasks
+                not self._waiting
                 or self._waiting + size <= _WAITING_BYTES
                 and len(self._tasks) <= 4 * len(self._threads)
             )
         )
         with self._changed:
-            self._tasks.append((self._batch, size))
-            self._waiting += size
+            self._hold(batch[1])
+            self._tasks.append(batch)
             self._changed.notify_all()
-        self._batch, self._batch_bytes = [], 0
+
+    def _hold(self, chunks: "Dict[int, bytes]") -> None:
+        for each, chunk in chunks.items():
+            count = self._held.get(each, 0)
+            self._held[each] = count + 1
+            self._waiting += 0 if count else len(chunk)
+
+    def _let_go(self, chunks: "Dict[int, bytes]") -> None:
+        for each, chunk in chunks.items():
+            self._held[each] -= 1
+            if not self._held[each]:
+                del self._held[each]
+                self._waiting -= len(chunk)
 
     def settle(self, directory: int, name: bytes) -> None:
         """Wait until no file of this name is under way, and raise what went wrong."""
         if (directory, name) in self._names:  # only the caller adds to them
-            self._submit()
+            self.submit()
             self._wait(lambda: (directory, name) not in self._names)
 
     def drain(self) -> "List[Task]":
         """Wait until all is written; raise what went wrong, or return what was put off."""
-        self._submit()
+        self.submit()
         self._wait(lambda: not self._names)
         put_off, self.put_off = self.put_off, []
         return put_off
@@ -159,6 +207,8 @@ class Writers:
 
         After a second at most, and then nothing is written but by a system call already made.
         """
+        if self._stop is not None:
+            self._stop.value = 1
         with self._changed:
             self._closed = True
             self._tasks.clear()
@@ -182,24 +232,74 @@ class Writers:
                     self._changed.wait()
                 if self._closed:
                     return
-                batch, size = self._tasks.popleft()
-            failure: Optional[BaseException] = None
-            put_off: List[Task] = []
-            for directory, name, member in batch:
-                try:
-                    self._look()
-                    write(self._create(directory, name, member), member, self._look)
-                except IsADirectoryError:
-                    put_off.append((directory, name, member))
-                except OSError as error:
-                    failure = self._failed(error, member.path, member.size)
-                except BaseException as error:
-                    failure = error
-                if failure:
+                task = self._tasks.popleft()
+            self._do(*task)
+            del task  # and what it holds, while there is nothing to do
+
+    def _do(self, batch: "List[Task]", chunks: "Dict[int, bytes]") -> None:
+        """Write a batch, and say so; what goes wrong is raised by what the caller calls next."""
+        failure: Optional[BaseException] = None
+        put_off: List[Task] = []
+        try:
+            put_off = self._write_batch(batch)
+        except BaseException as error:
+            failure = error
+        with self._changed:
+            self.put_off += put_off
+            self._error = self._error or failure
+            self._names.difference_update([(task[0], task[1]) for task in batch])
+            self._let_go(chunks)
+            self._changed.notify_all()
+
+    def _write_batch(self, batch: "List[Task]") -> "List[Task]":
+        """Write them in order; those that are put off."""
+        put_off: List[Task] = []
+        at = 0
+        while at < len(batch):
+            self._look()
+            if self._native is not None:
+                at += self._write_natively(self._native, batch[at:])
+                if at == len(batch):
                     break
-            with self._changed:
-                self.put_off += put_off
-                self._error = self._error or failure  # raised in the caller, by what it calls next
-                self._names.difference_update([(task[0], task[1]) for task in batch])
-                self._waiting -= size
-                self._changed.notify_all()
+            directory, name, member = batch[at]
+            at += 1
+            try:
+                write(self._create(directory, name, member), member, self._look)
+            except IsADirectoryError:
+                put_off.append((directory, name, member))
+            except OSError as error:
+                raise self._failed(error, member.path, member.size)
+        return put_off
+
+    def _write_natively(self, native: "Native", batch: "List[Task]") -> int:
+        """Write the first of them, those that lie in memory, up to one that cannot be created.
+
+        Returns:
+            How many are written.
+        """
+        pack = native.piece.pack
+        pieces, names = [], []
+        for directory, name, member in batch:
+            body, addresses, mtime_ns = member.body, member.addresses, member.mtime_ns
+            if type(body) is not tuple or len(body) != len(addresses):
+                break
+            seconds, nanoseconds = (0, -1) if mtime_ns is None else divmod(mtime_ns, 1000000000)
+            if not -_TIMES < seconds < _TIMES:
+                break
+            size = len(body[0]) if body else 0
+            address = addresses[0] if body else 0
+            mode = member.mode & 0o777
+            pieces.append(pack(directory, mode, address, size, seconds, nanoseconds))
+            names.append(name)
+            for piece, address in zip(body[1:], addresses[1:]):
+                pieces.append(pack(-1, 0, address, len(piece), 0, 0))
+        ended = b"\0".join(names) + b"\0"
+        if not names or ended.count(b"\0") != len(names):
+            return 0
+        error = native.integer()
+        count: int = native.write(b"".join(pieces), len(pieces), ended, self._stop, error)
+        if error.value < 0:  # of a file that was created
+            code = -error.value
+            member = batch[count][2]
+            raise self._failed(OSError(code, os.strerror(code)), member.path, member.size)
+        return count
