@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
@@ -71,9 +72,11 @@ _BOTH_WAYS = {
     "test_formats",
     "test_hostile_archives",
     "test_hostile_resources",
-    "test_parallel",
     "test_zip",
 }
+
+# Here each test goes one of the two ways, by its name: there are many, and they take long.
+_EITHER_WAY = {"test_parallel"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -85,6 +88,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Optional[str]:
     """Whether the library in C is to be used, whatever the size; None: as the tool has it."""
     way = {"library": "yes", "python": "no"}.get(getattr(request, "param", ""))
+    if request.module.__name__ in _EITHER_WAY:
+        way = ("yes", "no")[zlib.crc32(request.node.name.encode()) % 2]
     if way is not None:
         monkeypatch.setenv("PONCHO_PACKAGE_RUN_NATIVE", way)
     return way

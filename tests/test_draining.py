@@ -21,7 +21,7 @@ def archive(tmp_path):
 
 def members(archive, is_environment):
     decoded = []
-    with Archive(os.fsencode(archive)) as opened:
+    with Archive(os.fsencode(archive), -1) as opened:
         found = [
             (member.path, b"".join(member.body))
             for member in opened.members(lambda *_: decoded.append(1), is_environment)

@@ -110,10 +110,12 @@ def test_the_command_still_ignores_sigchld_as_its_caller_does(run, environment, 
     assert result.stdout == b"True\n"
 
 
+@pytest.mark.parametrize("native", ["yes", "no"])
 @pytest.mark.parametrize("format", ["tar.gz", "tar.zst", "zip", "squashfs"])
-def test_a_low_limit_of_descriptors_is_told_in_a_line(run, environment, decoder, format):
+def test_a_low_limit_of_descriptors_is_told_in_a_line(run, environment, decoder, format, native):
     archive = environment.archive(format)
     env = decoder("none", "") if format == "tar.zst" else {}
+    env["PONCHO_PACKAGE_RUN_NATIVE"] = native
     for limit in (7, 8, 9, 10, 12):  # Python itself wants some
 
         def lower(limit=limit):

@@ -321,14 +321,14 @@ def test_an_environment_is_known_by(run, tmp_path, mark):
     assert run("-e", tmp_path / "archive", "tool", check=True).stdout == b"tool\n"
 
 
-@pytest.mark.parametrize("library", ["standard", "system", "program"])
-def test_zstd_is_decoded_in_each_of_three_ways(run, environment, tmp_path, library):
+@pytest.mark.parametrize("decoder", ["standard", "system", "program"])
+def test_zstd_is_decoded_in_each_of_three_ways(run, environment, tmp_path, decoder):
     archive, kept = environment.archive("tar.zst"), tmp_path / "kept"
     found = interpreters.find()
     with_zstd = [each.path for each in found if each.version >= (3, 14)]
     without = [each.path for each in found if each.version < (3, 14)]
     env, wrapper = {"PATH": "/nonexistent"}, []
-    if library == "standard":
+    if decoder == "standard":
         if not with_zstd:
             pytest.skip("needs a Python 3.14, whose standard library has zstd")
         python = with_zstd[0]
@@ -336,7 +336,7 @@ def test_zstd_is_decoded_in_each_of_three_ways(run, environment, tmp_path, libra
         pytest.skip("needs a Python before 3.14, whose standard library has no zstd")
     else:
         python = without[0]
-    if library == "program":
+    if decoder == "program":
         env = {"PATH": os.path.dirname(need("zstd"))}
         wrapper = tracing.without_libzstd(follow=False)
     result = run(
