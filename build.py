@@ -38,16 +38,20 @@ DATE = (1980, 1, 1, 0, 0, 0)
 # that makes a hundred types first, for syntax trees: 1 ms; only who wants tracebacks, which
 # name files, pays for them.  A room's own file only says what is promised, and is not read.
 # Collecting garbage finds none in a warm start, and takes 0.3 ms.
-ENTRY = """\
+FIRST = """\
 import sys
 if sys.version_info < (3, 6):
     old = "poncho_package_run: Python %d.%d is too old; use 3.6 or later\\n"
     sys.stderr.write(old % sys.version_info[:2])
     sys.exit(69)
-import gc, os, _signal
-gc.disable()
+import _signal
 if _signal.getsignal(2) is _signal.default_int_handler:
     _signal.signal(2, _signal.SIG_DFL)
+"""
+
+ENTRY = """\
+import gc, os
+gc.disable()
 {archive}
 cold = {{}}
 class Loader:
@@ -95,7 +99,7 @@ WARM = (
 
 # The interpreter compiles this twice as well: 0.4 ms if it were the whole entry.  The shell that
 # sources activation scripts comes back by way of the same entry (see ``command/scripts``).
-MAIN = """\
+MAIN = FIRST + """\
 exec(__loader__.get_data("entry.py"))
 from poncho_package_run.cli import main
 main()
@@ -206,7 +210,7 @@ def entered_straight(bundle: Path) -> bytes:
         for line in (ROOT / "src" / PACKAGE / "__init__.py").read_text().splitlines()
         if line.startswith("__version__")
     )
-    started = entry(IN_HEADER) + FROM_HEADER
+    started = FIRST + entry(IN_HEADER) + FROM_HEADER
     assert "'" not in started, "the header quotes it with apostrophes"
     lines = (ROOT / "src" / "header.sh").read_text().splitlines(keepends=True)
     # The first two lines are for whoever looks into the file; the others the shell would read.

@@ -19,7 +19,9 @@ _CARRIED = (b"SHELLOPTS", b"BASHOPTS", b"POSIXLY_CORRECT", b"PPID", b"OPTIND", b
 _LOADERS = (b"LD_LIBRARY_PATH", b"LD_PRELOAD")
 
 _RESUME = b"""\
-import sys, zipimport
+import sys, zipimport, _signal
+if _signal.getsignal(2) is _signal.default_int_handler:
+    _signal.signal(2, _signal.SIG_DFL)
 __loader__ = zipimport.zipimporter(sys.argv.pop(1))
 exec(__loader__.get_data("entry.py"))
 from poncho_package_run.cli import main
