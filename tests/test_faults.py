@@ -10,7 +10,9 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -326,7 +328,7 @@ def test_a_sandbox_that_is_removed_is_not_made_again(spawn, tmp_path):
 
 
 def test_the_artifact_that_is_removed_under_it(spawn, artifact, tmp_path):
-    """As when the sandbox of an orphan is deleted: modules are read when they are needed."""
+    """As when the sandbox of an orphan is deleted: once it is at work it has all that it needs."""
     copy = Path(shutil.copy(artifact, tmp_path / "copy"))
     archive = crash.archive(tmp_path / "archive", "tar.gz")
 
@@ -335,18 +337,31 @@ def test_the_artifact_that_is_removed_under_it(spawn, artifact, tmp_path):
         script = 'python=$1; shift 2; exec "$python" "$0" "$@"'
         return spawn(*words, wrapper=[*wrapper, "sh", "-c", script, copy])
 
-    # Once it unpacks it has all that it needs.
-    run = Stopped(start, archive, tmp_path / "kept")
-    copy.rename(tmp_path / "moved")
-    assert run.end().stdout.startswith(b"hello from ")
-    shutil.rmtree(tmp_path / "kept")
+    for stop in (("mkdir:signal=STOP:when=2", ""), ()):
+        run = Stopped(start, archive, tmp_path / "kept", *stop)
+        copy.rename(tmp_path / "moved")
+        assert run.end().stdout.startswith(b"hello from ")
+        shutil.rmtree(tmp_path / "kept")
+        (tmp_path / "moved").rename(copy)
 
-    (tmp_path / "moved").rename(copy)
-    run = Stopped(start, archive, tmp_path / "kept", "mkdir:signal=STOP:when=2", "")
-    copy.unlink()
-    refused(run.end(), 74, str(copy))
+
+def test_an_artifact_that_was_overwritten_says_so(run, artifact, tmp_path):
+    """Its list of entries was read, or is whole; what the start needs lies elsewhere."""
+    copy = Path(shutil.copy(artifact, tmp_path / "copy"))
+    archive = crash.archive(tmp_path / "archive", "tar.gz")
+    with zipfile.ZipFile(copy) as entries:
+        at = entries.getinfo("cold").header_offset
+    with open(copy, "r+b") as file:
+        file.seek(at)
+        file.write(bytes(4))
+    words = ["-e", archive, "-d", tmp_path / "kept", "hello"]
+    result = subprocess.run([sys.executable, copy, *words], capture_output=True, timeout=60)
+    refused(result, 74, str(copy))
     assert not (tmp_path / "kept").exists()
-    assert not list(tmp_path.glob(".poncho_package_run-*"))
+    run(*words, check=True)
+    # A warm start needs nothing of it.
+    result = subprocess.run([sys.executable, copy, *words], capture_output=True, timeout=60)
+    assert result.stdout.startswith(b"hello from ")
 
 
 @pytest.mark.parametrize("place", ["temporary", "kept"])

@@ -135,7 +135,8 @@ class Writers:
         body, chunks = member.body, self._batch_chunks
         if type(body) is tuple:
             for piece in body:
-                chunks[id(piece.obj)] = piece.obj
+                chunk = piece if type(piece) is bytes else piece.obj
+                chunks[id(chunk)] = chunk
         if (
             len(self._batch) == self._together
             or self._batch_bytes > _BATCH_BYTES
