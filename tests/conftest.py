@@ -71,12 +71,11 @@ _BOTH_WAYS = {
     "test_corpus",
     "test_formats",
     "test_hostile_archives",
-    "test_hostile_resources",
     "test_zip",
 }
 
 # Here each test goes one of the two ways, by its name: there are many, and they take long.
-_EITHER_WAY = {"test_parallel"}
+_EITHER_WAY = {"test_hostile_resources", "test_parallel"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
