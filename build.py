@@ -32,12 +32,7 @@ DATE = (1980, 1, 1, 0, 0, 0)
 
 # What runs before anything of the package does.  It must be understood by any Python, to tell
 # an old one in a line.  A Ctrl-C before the command starts ends the tool like any program,
-# without a traceback.  The package has a loader of its own because zipimport, since Python 3.10,
-# compiles every module twice, the first time only to tell its file's name: 3 ms of a warm
-# start, 20 ms of a cold one.  It executes text rather than what compile() makes of it, because
-# that makes a hundred types first, for syntax trees: 1 ms; only who wants tracebacks, which
-# name files, pays for them.  A room's own file only says what is promised, and is not read.
-# Collecting garbage finds none in a warm start, and takes 0.3 ms.
+# without a traceback (``command/scripts`` says so once more, for the way back from a shell).
 FIRST = """\
 import sys
 if sys.version_info < (3, 6):
@@ -49,6 +44,12 @@ if _signal.getsignal(2) is _signal.default_int_handler:
     _signal.signal(2, _signal.SIG_DFL)
 """
 
+# The package has a loader of its own because zipimport, since Python 3.10, compiles every module
+# twice, the first time only to tell its file's name: 3 ms of a warm start, 20 ms of a cold one.
+# It executes text rather than what compile() makes of it, because that makes a hundred types first,
+# for syntax trees: 1 ms; only who wants tracebacks, which name files, pays for them.  A room's own
+# file only says what is promised, and is not read.  Collecting garbage finds none in a warm start,
+# and takes 0.3 ms.
 ENTRY = """\
 import gc, os
 gc.disable()
