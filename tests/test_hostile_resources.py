@@ -153,6 +153,9 @@ CASES = {
     "100000-symlinks-of-one-name": Case(
         0, lambda: (HISTORY, *(symlink(b"d/s", b"x" * 90) * 1000 for _ in range(100)), END)
     ),
+    "800000-empty-files": Case(
+        0, lambda: (HISTORY, *(member(b"f%d" % n) for n in range(800_000)), END), many=True
+    ),
     "20000-directories": Case(0, once(*(directory(b"d/%d" % number) for number in range(20_000)))),
     "150000-directories-in-one": Case(
         0, once(*(directory(b"d/%d" % number) for number in range(150_000))), many=True
@@ -311,6 +314,7 @@ STREAMS: dict[str, tuple[int, str, Callable[[], bytes]]] = {
     "zip-of-large-comments": (0, "", lambda: zipped(300, comment=bytes(65_000))),
     "zip-of-many-extra-fields": (
         0, "", lambda: zipped(100, extra=b"".join(zips.extra(n, b"") for n in range(2, 16_000)))),
+    "zip-of-100000-members": (0, "", lambda: zipped(100_000)),
     "zip-of-50000-members-backwards": (0, "", lambda: zipped(50_000, -1)),
     "zip-in-no-order": (65, "members in no order", lambda: zipped(300_000, -1)),
 }  # fmt: skip

@@ -6,7 +6,9 @@ says EBUSY before it looks.  No other question to the system tells all three, an
 """
 
 import errno
+import itertools
 import os
+import sys
 import threading
 import time
 
@@ -15,7 +17,7 @@ from ..machine.threads import start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, List, Optional
+    from typing import Callable, Iterator, List, Optional
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -23,6 +25,10 @@ _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
 # Each level on the way down keeps a descriptor open; what lies deeper is moved up first.
 _DEPTH = 64
+
+# Names of a directory that are read at a time.  Some archive has a million in one, 60 MB of memory;
+# but a listing that goes on while its entries vanish is not to be had from every file system.
+_NAMES = 100000
 
 
 def remove(parent: int, name: bytes, keep_last: bytes = b"") -> bool:
@@ -159,7 +165,7 @@ class _Removal:
         self._others: List[threading.Thread] = []
 
     def run(self) -> bool:
-        self._enter(self._root, os.listdir(self._root.handle))
+        self._enter(self._root, self._names(self._root.handle))
         if self._stack:
             self._others += start(self._work, self._threads - 1)
         self._work()
@@ -219,11 +225,27 @@ class _Removal:
         try:
             if os.fstat(handle).st_dev != self._device:  # mounted by that, or a volume of its own
                 raise PermissionError
-            names = os.listdir(handle)
+            names = self._names(handle)
         except OSError:
             os.close(handle)
             raise
         self._enter(_Directory(parent, name, handle), names)
+
+    def _names(self, handle: int) -> "Iterator[str]":
+        """The names in a directory; OSError if it cannot be read."""
+        if sys.version_info < (3, 7):  # takes a path alone
+            return iter(os.listdir(handle))
+        return self._by_batches(os.scandir(handle))
+
+    def _by_batches(self, entries: "Iterator[os.DirEntry[str]]") -> "Iterator[str]":
+        try:
+            while True:
+                names = [entry.name for entry in itertools.islice(entries, _NAMES)]
+                yield from names
+                if len(names) < _NAMES:
+                    return
+        except OSError:
+            self._gone = False
 
     def _move_up(self, parent: _Directory, name: bytes) -> None:
         """Have a directory emptied last, when the descriptors that lead to it are closed."""
@@ -241,7 +263,7 @@ class _Removal:
             root.left += 1
             self._changed.notify()
 
-    def _enter(self, directory: _Directory, names: "List[str]") -> None:
+    def _enter(self, directory: _Directory, names: "Iterator[str]") -> None:
         """Remove the files of a directory, and find the directories in it."""
         found = self._unlink(directory, names)
         if not found:
@@ -253,7 +275,7 @@ class _Removal:
             self._stack.append(directory)
             self._changed.notify(len(found))
 
-    def _unlink(self, directory: _Directory, names: "List[str]") -> "List[bytes]":
+    def _unlink(self, directory: _Directory, names: "Iterator[str]") -> "List[bytes]":
         """Remove the files of a directory; the rest of its names."""
         handle = directory.handle
         is_root = directory is self._root

@@ -157,10 +157,10 @@ class Writers:
             return
         size = sum(map(len, batch[1].values()))
         self._wait(
+            # Of bodies that lie in no chunk, a zip's, nothing is counted but the batches.
             lambda: (
-                not self._waiting
-                or self._waiting + size <= _WAITING_BYTES
-                and len(self._tasks) <= 4 * len(self._threads)
+                len(self._tasks) <= 4 * len(self._threads)
+                and (not self._waiting or self._waiting + size <= _WAITING_BYTES)
             )
         )
         with self._changed:
