@@ -4,6 +4,7 @@ Two nodes are two FUSE mounts of one directory, each with a pid and a host name 
 """
 
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from collections import Counter
 
 import pytest
 
+from poncho_package_run.cache.memo import USES
 from support import crash, nodes, process, scenarios, tracing, trees
 from support.commands import missing, need
 from support.crash import MARKER, private_directories
@@ -133,6 +135,54 @@ def test_starts_on_two_nodes_at_once_use_one_whole_environment(cluster, kind):
         assert outcomes == {(0, b"hello from " + bytes(cluster.kept), b""): 8}
         cluster.check()
         crash.remove(cluster.real / "kept")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", KINDS)
+def test_starts_on_two_nodes_at_once_share_a_cache(cluster, kind):
+    starts = [cluster.node(number, **KINDS[kind][number]) for number in (0, 1)]
+    name = hashlib.sha256(cluster.archive.read_bytes()).hexdigest()
+    cluster.kept = cluster.path / "cache" / name
+    for _ in range(2):
+        words = ["--cache", cluster.path / "cache", "-w", "60", "hello"]
+        running = [cluster.start(starts[index % 2], *words) for index in range(8)]
+        results = [crash.finish(each) for each in running]
+        outcomes = Counter((each.returncode, each.stdout, each.stderr) for each in results)
+        assert outcomes == {(0, b"hello from " + bytes(cluster.kept), b""): 8}
+        whole = [each for each in os.listdir(cluster.real / "cache") if not each.startswith(".")]
+        assert whole == [name]
+        (cluster.real / "cache" / name).rename(cluster.real / "kept")
+        cluster.check()
+        crash.remove(cluster.real / "kept")
+        # Behind the nodes' backs: for a second (libfuse's entry_timeout) they believe it is there.
+        time.sleep(1.1)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_node_runs_in_stays_in_the_cache_of_another(cluster, kind):
+    """Both are granted every lock."""
+    first, second = (cluster.node(number, **KINDS[kind][number]) for number in (0, 1))
+    cache = ["--cache", cluster.path / "cache", "--cache-limit", "3M"]
+    crash.archive(cluster.archive, "tar", {"lib/other": os.urandom(2 << 20)})
+    used = cluster.start(first, *cache, "sh", "-c", "echo ready; read line; hello")
+    assert used.stdout.readline() == b"ready\n"
+    (kept,) = (path for path in (cluster.real / "cache").iterdir() if path.name[0] != ".")
+    crash.archive(cluster.archive, "tar", {"lib/other": os.urandom(2 << 20)})
+    time.sleep(1.1)  # as above
+    result = cluster.run(second, *cache, "hello")
+    assert (result.returncode, result.stderr.count(b"no room")) == (0, 1), result
+    assert result.stdout.startswith(b"hello from " + bytes(cluster.path / "tmp"))
+    output, errors = used.communicate(b"\n", timeout=60)
+    assert (used.returncode, errors) == (0, b"")
+    assert output == b"hello from " + bytes(cluster.path / "cache" / kept.name)
+    week = time.time() - 7 * 24 * 3600 - 60
+    for file in (cluster.real / "cache" / os.fsdecode(USES) / kept.name).iterdir():
+        os.utime(file, (week, week))
+    time.sleep(1.1)  # as above
+    result = cluster.run(second, *cache, "hello")
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert not kept.exists()
 
 
 @pytest.mark.root

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 MEMO = OURS + b"memo"
 USES = OURS + b"uses"
 
+# As far as any lock reaches: boot of a machine, and device, which each mount of FUSE has for itself.
+REACH = b"/%s-%x"
+
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -100,15 +103,16 @@ def hold(path: bytes, flags: int = 0) -> "Optional[int]":
 
 
 def touch(cache: bytes, directory: bytes) -> None:
-    """Note the time of use, in a file for each environment and boot of a machine.
+    """Note the time of use, in a file for each environment and reach of a lock.
 
     In a cache of this user's only: another decides himself what goes, and may lead root astray.
     """
+    folder = b"/".join((cache, USES, directory[-64:]))
     try:
-        if os.stat(cache).st_uid == os.geteuid():
-            path = b"/".join((cache, USES, directory[-64:], line(BOOT)))
-            os.utime(path, follow_symlinks=False)
+        status = os.stat(cache)
+        if status.st_uid == os.geteuid():
+            os.utime(folder + REACH % (line(BOOT), status.st_dev), follow_symlinks=False)
     except OSError:
         from .uses import begin
 
-        begin(b"/".join((cache, USES, directory[-64:])))
+        begin(cache, folder)

@@ -18,6 +18,7 @@ from ..place.publication import entries, move
 from ..telling.errors import Failure, InputOutputError
 from ..tree.removal import empty, remove
 from .memo import USES, is_sum
+from .uses import reach
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Entry:
         self.size, self.files = found.get("bytes", -1), found.get("files", -1)
         if not (0 <= self.size < 1 << 63 and 0 <= self.files < 1 << 63):
             self.size, self.files = _measured(path)
-        times = [time for _, time, _ in _uses(path)]
+        times = [time for _, time in _uses(path)]
         self.used = max(times) if times else os.lstat(path).st_mtime
 
     def seize(self) -> "List[int]":
@@ -212,8 +213,8 @@ def _remove_in_place(path: bytes) -> None:
     os.rmdir(path)
 
 
-def _uses(path: bytes) -> "Iterator[Tuple[bytes, float, bytes]]":
-    """(path, time of the last use, boot) of each boot in which an environment was used."""
+def _uses(path: bytes) -> "Iterator[Tuple[bytes, float]]":
+    """(path, time) of the last use of an environment from wherever a lock reaches."""
     folder = _folder(path)
     try:
         names: List[bytes] = list(map(os.fsencode, os.listdir(folder)))
@@ -221,7 +222,7 @@ def _uses(path: bytes) -> "Iterator[Tuple[bytes, float, bytes]]":
         return
     for each in names:
         try:
-            yield folder + b"/" + each, os.lstat(folder + b"/" + each).st_mtime, each
+            yield folder + b"/" + each, os.lstat(folder + b"/" + each).st_mtime
         except OSError:
             continue
 
@@ -238,12 +239,12 @@ def _is_recent(used: float) -> bool:
 
 def _is_elsewhere(path: bytes) -> bool:
     """Whether an environment may be in use where no lock of ours reaches."""
-    here = process.describe()
-    boot_here = here["boot_id"] or here["host"]
-    for file, used, boot in _uses(path):
-        if boot.decode("ascii", "replace") == boot_here or not _is_recent(used):
+    here = reach(os.path.dirname(path))
+    machine = process.machine_id()
+    for file, used in _uses(path):
+        if file.endswith(here) or not _is_recent(used):
             continue
-        if _line(file) == here["machine_id"] and here["machine_id"] and used < _booted():
+        if machine and _line(file) == machine and used < _booted():
             continue  # an earlier boot of this machine, and what ran in it has ended
         return True
     return False

@@ -1,12 +1,22 @@
-"""The first use of an environment in a boot of a machine."""
+"""The first use of an environment where a lock reaches."""
 
 import os
 
 from ..machine.process import machine_id
 from ..place.completion import BOOT, line
+from .memo import REACH
 
 
-def begin(folder: bytes) -> None:
+def reach(cache: bytes) -> bytes:
+    """The name that stands for as far as a lock in a cache reaches at most."""
+    try:
+        boot = line(BOOT)
+    except OSError:
+        boot = os.fsencode(os.uname().nodename)
+    return REACH % (boot, os.stat(cache).st_dev)
+
+
+def begin(cache: bytes, folder: bytes) -> None:
     """Make or date the file that is dated with the last use; it names this machine.
 
     What cannot be written is left: then the environment's own time counts.
@@ -14,11 +24,6 @@ def begin(folder: bytes) -> None:
     Args:
         folder: of the environment's uses.
     """
-    try:
-        boot = line(BOOT)
-    except OSError:
-        boot = os.fsencode(os.uname().nodename)
-    path = folder + b"/" + boot
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     if os.path.islink(os.path.dirname(folder)):
         return  # what it leads to is none of the cache's
@@ -28,7 +33,7 @@ def begin(folder: bytes) -> None:
                 os.mkdir(each, 0o700)
             except FileExistsError:
                 pass
-        handle = os.open(path, flags, 0o600)
+        handle = os.open(folder + reach(cache), flags, 0o600)
         try:
             os.write(handle, (machine_id() or "").encode())
         finally:
