@@ -54,7 +54,7 @@ ENTRY = """\
 import gc, os
 gc.disable()
 {archive}
-cold = {{}}
+unread, sources = ["cold", "warm"], {{}}
 class Loader:
     def find_spec(self, name, path=None, target=None):
         package, _, below = name.partition(".")
@@ -64,19 +64,17 @@ class Loader:
         room = below in {rooms}
         if room:
             path = path[:-3] + "/__init__.py"
-        try:
-            source = b"" if room and below else archive.get_data(path)
-        except OSError:
-            if not cold:
-                lines = archive.get_data("cold").decode().split("\\0")
-                cold.update(zip(lines[::2], lines[1::2]))
-            source = cold.get(path)
-            if source is None:
+        if room and below:
+            sources[path] = ""
+        while path not in sources:
+            if not unread:
                 return None
+            lines = archive.get_data(unread.pop()).decode().split("\\0")
+            sources.update(zip(lines[::2], lines[1::2]))
         spec = type(os.__spec__)(name, self, is_package=room)
         spec.origin = archive.archive + "/" + path
         spec.has_location = True
-        spec.loader_state = source
+        spec.loader_state = sources[path]
         return spec
     def create_module(self, spec):
         return None
@@ -90,8 +88,8 @@ class Loader:
 sys.meta_path.insert(0, Loader())
 """
 
-# What a warm start may need.  The other modules lie in one entry of the archive, since listing one
-# costs 7 microseconds of every start, and opening one 40; and once that is read, whoever removes
+# What a warm start may need lies in one entry of the archive, all else in another, since listing one
+# costs 7 microseconds of every start, and opening one 40; and once both are read, whoever removes
 # or replaces the artifact under a run does it no harm.
 WARM = (
     "__init__", "cli", "warm", "cache/memo", "command/activate", "command/env_vars",
@@ -232,9 +230,10 @@ def entered_straight(bundle: Path) -> bytes:
             if not info.filename.startswith("_bootstrap/")
         }
         warm = {"site-packages/{}/{}.py".format(PACKAGE, name) for name in WARM}
-        cold = sorted(name for name in entries if name.endswith(".py") and name not in warm)
-        pairs = [(name.encode(), entries.pop(name)) for name in cold]
-        entries["cold"] = b"\0".join(each for pair in pairs for each in pair)
+        cold = {name for name in entries if name.endswith(".py")} - warm
+        for name, modules in (("warm", warm), ("cold", cold)):
+            pairs = [(each.encode(), entries.pop(each)) for each in sorted(modules)]
+            entries[name] = b"\0".join(each for pair in pairs for each in pair)
         entries["__main__.py"] = MAIN.encode()
         entries["entry.py"] = entry(IN_ZIPAPP).encode()
         for name in sorted(entries):
