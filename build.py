@@ -88,9 +88,9 @@ class Loader:
 sys.meta_path.insert(0, Loader())
 """
 
-# What a warm start may need lies in one entry of the archive, all else in another, since listing one
-# costs 7 microseconds of every start, and opening one 40; and once both are read, whoever removes
-# or replaces the artifact under a run does it no harm.
+# What a warm start may need lies in one entry of the archive, all else in another, since listing
+# one costs 7 microseconds of every start, and opening one 40; and once both are read, whoever
+# removes or replaces the artifact under a run does it no harm.
 WARM = (
     "__init__", "cli", "warm", "cache/memo", "command/activate", "command/env_vars",
     "command/execute", "command/scripts", "place/completion", "place/plain",

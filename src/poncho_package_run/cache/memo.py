@@ -8,7 +8,7 @@ import os
 import stat
 
 from .. import MANIFEST, OURS
-from ..place.completion import BOOT, is_trusted, line, locate, ready_prefix
+from ..place.completion import BOOT, REACH, is_trusted, line, locate, ready_prefix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 MEMO = OURS + b"memo"
 USES = OURS + b"uses"
-
-# As far as any lock reaches: boot of a machine, and device, which each mount of FUSE has for itself.
-REACH = b"/%s-%x"
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 

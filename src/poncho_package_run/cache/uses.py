@@ -3,8 +3,7 @@
 import os
 
 from ..machine.process import machine_id
-from ..place.completion import BOOT, line
-from .memo import REACH
+from ..place.completion import BOOT, REACH, line
 
 
 def reach(cache: bytes) -> bytes:

@@ -17,6 +17,9 @@ ON_DISK = b'"on_disk": true'
 
 BOOT = "/proc/sys/kernel/random/boot_id"
 
+# As far as any lock reaches: a boot, and a device, which each mount of FUSE has for itself.
+REACH = b"/%s-%x"
+
 _SAFELY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LIMIT = 1 << 16
 
