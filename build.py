@@ -93,26 +93,45 @@ sys.meta_path.insert(0, Loader())
 # removes or replaces the artifact under a run does it no harm.
 WARM = (
     "__init__", "cli", "warm", "cache/memo", "command/activate", "command/env_vars",
-    "command/execute", "command/scripts", "place/completion", "place/plain",
+    "command/execute", "command/scripts", "place/completion", "place/plain", "telling/errors",
+    "telling/usage",
 )  # fmt: skip
+
+# What was read of the artifact is not what it was when it was listed, or is not there any more.
+BROKEN = """\
+except Exception as error:
+    text = "poncho_package_run: {} was removed or changed as it started; copy it anew ({})\\n"
+    sys.stderr.write(text.format(archive.archive, error))
+    sys.exit(74)
+"""
 
 # The interpreter compiles this twice as well: 0.4 ms if it were the whole entry.  The shell that
 # sources activation scripts comes back by way of the same entry (see ``command/scripts``).
 MAIN = FIRST + """\
-exec(__loader__.get_data("entry.py"))
-from poncho_package_run.cli import main
+archive = __loader__
+try:
+    exec(archive.get_data("entry.py"))
+    from poncho_package_run.cli import main
+""" + BROKEN + """\
 main()
 """
 
 # Modules must come from the interpreter's own library, not from PYTHONPATH, where a task may
-# keep a json.py.  (The library's own directories stay, should someone have put them there.)
+# keep a json.py; an empty word there is the working directory.  (The library's own directories
+# stay, should someone have put them there.)
 IN_ZIPAPP = """\
 archive = __loader__
-library = os.path.dirname(os.__file__)
-for path in os.environ.get("PYTHONPATH", "").split(":"):
-    path = path and os.path.abspath(path)
-    while path in sys.path and not path.startswith(library):
-        sys.path.remove(path)"""
+if os.environ.get("PYTHONPATH"):
+    library = os.path.dirname(os.__file__)
+    def whole(path):
+        try:
+            return os.path.abspath(path)
+        except OSError:
+            return path
+    given = {whole(path) for path in os.environ["PYTHONPATH"].split(":")}
+    sys.path[:] = [
+        path for path in sys.path if path.startswith(library) or whole(path) not in given
+    ]"""
 # Run directly, the header's shell has come first, and has changed what its caller gave: dash drops
 # variables whose names it cannot have (exported functions of bash), every shell sets some anew.
 # Of two words that the header hands on, "PID FD", the first names a process that has the caller's
@@ -152,7 +171,9 @@ if holder != "-":
 
 # By then the holder has ended.  (It is no child of ours where another has made it.)
 FROM_HEADER = """\
-from poncho_package_run.cli import main
+try:
+    from poncho_package_run.cli import main
+""" + BROKEN + """\
 try:
     holder == "-" or os.waitpid(int(holder), 0)
 except OSError:

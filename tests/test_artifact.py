@@ -275,6 +275,20 @@ class TestPythonPath:
         result = started(tmp_path)
         assert (result.returncode, result.stdout, result.stderr) == (0, b"found\n", b"")
 
+    @pytest.mark.parametrize("isolated", [[], ["-S"]], ids=["with site", "without site"])
+    @pytest.mark.parametrize("words", [":/x", "/x:", "/x::/y", ".", "./", "{}/", "{}/.", "/x:{}//"])
+    def test_the_working_directory_by_any_name(
+        self, artifact, variables, tiny, tmp_path, words, isolated
+    ):
+        """An empty word is what PYTHONPATH=$PYTHONPATH:/x leaves of an unset one."""
+        for name in ("json", "fcntl"):  # the interpreter itself wants neither
+            (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+        env = {**variables, b"PYTHONPATH": os.fsencode(words.format(tmp_path))}
+        for each in interpreters.find():
+            command = [each.path, *isolated, artifact, "-e", tiny, "/bin/echo", "found"]
+            result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True)
+            assert (result.returncode, result.stdout, result.stderr) == (0, b"found\n", b"")
+
     def test_the_library_itself_may_stand_in_it(self, started):
         library = os.path.dirname(os.__file__)
         result = started(f"{library}:{library}/lib-dynload")

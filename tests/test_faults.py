@@ -364,6 +364,36 @@ def test_an_artifact_that_was_overwritten_says_so(run, artifact, tmp_path):
     assert result.stdout.startswith(b"hello from ")
 
 
+@pytest.mark.parametrize("what", ["rm -f", ": >", "printf PK >", "truncate -s 9000"])
+def test_an_artifact_that_an_activation_script_spoils_is_told(artifact, tmp_path, what):
+    """The interpreter starts anew behind the scripts."""
+    copy = Path(shutil.copy(artifact, tmp_path / "copy"))
+    folder = tmp_path / "env" / "etc" / "conda" / "activate.d"
+    folder.mkdir(parents=True)
+    (tmp_path / "env" / "conda-meta").mkdir()
+    (tmp_path / "env" / "conda-meta" / "history").touch()
+    (folder / "spoil.sh").write_text("export PATH=/usr/bin:/bin:$PATH\n" + f"{what} {copy}")
+    words = ["-e", tmp_path / "env", "echo", "run"]
+    result = subprocess.run([sys.executable, copy, *words], capture_output=True, timeout=60)
+    refused(result, 74, str(copy))
+
+
+@pytest.mark.parametrize("name", ["entry.py", "warm", "cold"])
+@pytest.mark.parametrize("how", [[sys.executable], []], ids=["by an interpreter", "directly"])
+def test_an_artifact_without_a_part_of_it_says_so(artifact, tmp_path, name, how):
+    if name == "entry.py" and not how:
+        pytest.skip("it is in the header as well")
+    copy = tmp_path / "copy"
+    data = artifact.read_bytes()
+    with zipfile.ZipFile(artifact) as entries:
+        at = entries.getinfo(name).header_offset
+    copy.write_bytes(data[:at] + bytes(4) + data[at + 4 :])
+    copy.chmod(0o755)
+    archive = crash.archive(tmp_path / "archive", "tar.gz")
+    result = subprocess.run([*how, copy, "-e", archive, "hello"], capture_output=True, timeout=60)
+    refused(result, 74, str(copy))
+
+
 @pytest.mark.parametrize("place", ["temporary", "kept"])
 def test_a_signal_ends_it_at_once_though_nothing_comes_out_of_its_pipe(spawn, tmp_path, place):
     archive = crash.archive(tmp_path / "archive", "tar.gz").read_bytes()

@@ -101,6 +101,15 @@ def long_links() -> Iterator[bytes]:
     yield END
 
 
+def long_names(made: bytes) -> Iterator[bytes]:
+    """So many members of one directory."""
+    yield HISTORY
+    for number in range(110_000):
+        name = b"d/\xf0\x9f\x98\x80%d" % number
+        yield longname(name.ljust(253, b"n")) + made
+    yield END
+
+
 def spellings() -> Iterator[bytes]:
     """20,000 members of one name, each spelled another way in 3,900 bytes."""
     yield HISTORY
@@ -153,9 +162,9 @@ CASES = {
     "100000-symlinks-of-one-name": Case(
         0, lambda: (HISTORY, *(symlink(b"d/s", b"x" * 90) * 1000 for _ in range(100)), END)
     ),
-    "800000-empty-files": Case(
-        0, lambda: (HISTORY, *(member(b"f%d" % n) for n in range(800_000)), END), many=True
-    ),
+    # Long names that take four bytes a character in memory, too.
+    "110000-long-names": Case(0, lambda: long_names(member(b"short")), many=True),
+    "110000-long-names-of-directories": Case(0, lambda: long_names(directory(b"short")), many=True),
     "20000-directories": Case(0, once(*(directory(b"d/%d" % number) for number in range(20_000)))),
     "150000-directories-in-one": Case(
         0, once(*(directory(b"d/%d" % number) for number in range(150_000))), many=True

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,27 @@ def open_files(pid):
         except FileNotFoundError:
             pass  # closed meanwhile
     return found
+
+
+@pytest.mark.parametrize("words", [["-d", "kept"], ["-w", "60"], ["--cache", "cache"]])
+def test_a_warm_start_reads_nothing_of_a_cold_one(
+    run, artifact, environment, tmp_path, words, monkeypatch
+):
+    """A relative DIR once had it all read, 2 ms, for one function."""
+    monkeypatch.chdir(tmp_path)
+    words = ["-e", environment.archive(scripts=False), "-d", "kept", *words]
+    words = words[:2] + words[4:] if "--cache" in words else words
+    run(*words, "true", check=True, cwd=tmp_path)
+    log = tmp_path / "log"
+    read = tracing.strace("-e", "trace=read,pread64", "-y", log=log)
+    run(*words, "true", wrapper=read, check=True, cwd=tmp_path)
+    sizes = [
+        int(line.rsplit("=", 1)[1]) for line in log.read_text().splitlines()
+        if str(artifact) in line and line[-1].isdigit()
+    ]  # fmt: skip
+    with zipfile.ZipFile(artifact) as entries:
+        cold = entries.getinfo("cold").file_size
+    assert 0 < sum(sizes) < cold / 2
 
 
 def test_a_cold_start_imports_them(importing, environment, tmp_path):

@@ -98,9 +98,12 @@ def parse(words: list) -> Options:
     if "unpack_to" in values:
         options.unpack_to = os.fsencode(values["unpack_to"])
         if values["unpack_to"][0] != "/":
-            from .telling.usage import anchored
+            try:
+                os.getcwdb()
+            except OSError as error:
+                from .telling.usage import unanchored
 
-            anchored(values["unpack_to"])
+                raise unanchored(values["unpack_to"], error)
     if "wait_for_lock" in values:
         from .telling.usage import seconds
 

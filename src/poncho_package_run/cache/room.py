@@ -18,7 +18,7 @@ from ..place.publication import entries, move
 from ..telling.errors import Failure, InputOutputError
 from ..tree.removal import empty, remove
 from .memo import USES, is_sum
-from .uses import reach
+from .uses import machine, reach
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -239,26 +239,30 @@ def _is_recent(used: float) -> bool:
 
 def _is_elsewhere(path: bytes) -> bool:
     """Whether an environment may be in use where no lock of ours reaches."""
-    here = reach(os.path.dirname(path))
-    machine = process.machine_id()
+    cache = os.path.dirname(path)
+    here = reach(cache)
+    boot = here.rpartition(b"-")[0]
+    # What comes by a network, or from a program, has no device's number: others may have it too.
+    is_disk = os.major(os.stat(cache).st_dev) != 0
     for file, used in _uses(path):
         if file.endswith(here) or not _is_recent(used):
             continue
-        if machine and _line(file) == machine and used < _booted():
-            continue  # an earlier boot of this machine, and what ran in it has ended
-        return True
+        name = file[file.rindex(b"/") :]
+        is_earlier = not name.startswith(boot) and used < _booted()
+        if not (is_disk and is_earlier and machine() and _content(file) == machine()):
+            return True  # else it was an earlier boot of this machine, and what ran then has ended
     return False
 
 
-def _line(path: bytes) -> str:
+def _content(path: bytes) -> bytes:
     try:
         handle = os.open(path, _OPEN)
         try:
-            return os.read(handle, 64).decode("ascii", "replace").strip()
+            return os.read(handle, 1024)
         finally:
             os.close(handle)
     except OSError:
-        return ""
+        return b""
 
 
 def _booted() -> float:

@@ -15,6 +15,12 @@ def reach(cache: bytes) -> bytes:
     return REACH % (boot, os.stat(cache).st_dev)
 
 
+def machine() -> bytes:
+    """This machine, whatever its boot; b"" if it has no machine-id(5), which images may share."""
+    known = machine_id()
+    return os.fsencode("{} {}".format(known, os.uname().nodename)) if known else b""
+
+
 def begin(cache: bytes, folder: bytes) -> None:
     """Make or date the file that is dated with the last use; it names this machine.
 
@@ -24,17 +30,16 @@ def begin(cache: bytes, folder: bytes) -> None:
         folder: of the environment's uses.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    if os.path.islink(os.path.dirname(folder)):
-        return  # what it leads to is none of the cache's
     try:
         for each in (os.path.dirname(folder), folder):
             try:
                 os.mkdir(each, 0o700)
             except FileExistsError:
-                pass
+                if os.path.islink(each):
+                    return  # what it leads to is none of the cache's
         handle = os.open(folder + reach(cache), flags, 0o600)
         try:
-            os.write(handle, (machine_id() or "").encode())
+            os.write(handle, machine())
         finally:
             os.close(handle)
     except OSError:

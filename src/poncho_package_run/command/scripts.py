@@ -22,10 +22,16 @@ _RESUME = b"""\
 import sys, zipimport, _signal
 if _signal.getsignal(2) is _signal.default_int_handler:
     _signal.signal(2, _signal.SIG_DFL)
-__loader__ = zipimport.zipimporter(sys.argv.pop(1))
-exec(__loader__.get_data("entry.py"))
-from poncho_package_run.cli import main
-from poncho_package_run.command.resume import resume
+path = sys.argv.pop(1)
+try:
+    __loader__ = zipimport.zipimporter(path)
+    exec(__loader__.get_data("entry.py"))
+    from poncho_package_run.cli import main
+    from poncho_package_run.command.resume import resume
+except Exception as error:
+    text = "poncho_package_run: {} was removed or changed while it ran; copy it anew ({})\\n"
+    sys.stderr.write(text.format(path, error))
+    sys.exit(74)
 main(int(sys.argv.pop(1)), start=resume)
 """
 

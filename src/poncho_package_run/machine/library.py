@@ -7,7 +7,7 @@ import sys
 MODULES = (
     "_signal", "_thread", "array", "ast", "bisect", "bz2", "collections", "compression.zstd",
     "ctypes", "encodings.ascii", "encodings.latin_1", "encodings.utf_8",
-    "encodings.utf_8_sig", "errno", "fcntl", "functools", "gc", "json",
+    "encodings.utf_8_sig", "errno", "fcntl", "functools", "gc", "itertools", "json",
     "linecache", "lzma", "os", "re", "select", "signal", "stat", "struct", "subprocess", "sys",
     "tempfile", "threading", "time", "traceback", "types", "unicodedata", "zlib",
 )  # fmt: skip

@@ -43,7 +43,7 @@ def _cgroup_quota() -> int:
     file for each (Linux, Documentation/admin-guide/cgroup-v2.rst and cgroup-v1).
     """
     try:
-        with open("/proc/self/cgroup") as lines:
+        with open("/proc/self/cgroup", encoding="utf-8", errors="replace") as lines:
             groups = [line.rstrip("\n").split(":", 2) for line in lines]
         for _, controllers, path in groups:
             if not controllers:
@@ -65,7 +65,7 @@ def _cgroup_quota() -> int:
 
 def _words(name: str) -> list:
     try:
-        with open(name) as file:
+        with open(name, encoding="ascii") as file:
             return file.read().split()
     except OSError:
         return []

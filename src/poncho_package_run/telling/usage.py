@@ -1,7 +1,5 @@
 """What few command lines need: values that may be refused."""
 
-import os
-
 from .errors import CannotCreate, UsageError
 
 
@@ -46,14 +44,7 @@ def size(text: str) -> int:
     return int(value)
 
 
-def anchored(path: str) -> None:
-    """Make sure that a relative path is relative to something.
-
-    Raises:
-        CannotCreate: the working directory has been removed.
-    """
-    try:
-        os.getcwdb()
-    except OSError as error:
-        why = "cannot use {}: the working directory: {}; give a path that begins with /"
-        raise CannotCreate(why.format(path, error.strerror))
+def unanchored(path: str, error: OSError) -> CannotCreate:
+    """A relative path is relative to nothing: the working directory has been removed."""
+    why = "cannot use {}: the working directory: {}; give a path that begins with /"
+    return CannotCreate(why.format(path, error.strerror))

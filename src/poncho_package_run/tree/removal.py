@@ -17,7 +17,7 @@ from ..machine.threads import start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Iterator, List, Optional
+    from typing import Callable, List, Optional
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -26,9 +26,9 @@ _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 # Each level on the way down keeps a descriptor open; what lies deeper is moved up first.
 _DEPTH = 64
 
-# Names of a directory that are read at a time.  Some archive has a million in one, 60 MB of memory;
-# but a listing that goes on while its entries vanish is not to be had from every file system.
-_NAMES = 100000
+# So many names of a directory are read at a time, which is some megabytes at most; then the rest is
+# listed anew, since a listing that goes on while its entries vanish may leave some out.
+_NAMES = 10000
 
 
 def remove(parent: int, name: bytes, keep_last: bytes = b"") -> bool:
@@ -137,17 +137,32 @@ def _permit(name: bytes, parent: int) -> None:
 
 
 class _Directory:
-    """A directory being emptied; removed itself when the last directory in it is gone."""
+    """A directory being emptied; removed itself when nothing is left in it."""
 
-    __slots__ = ("parent", "name", "handle", "depth", "found", "left")
+    __slots__ = ("parent", "name", "handle", "depth", "names", "more", "changed", "found", "left")
 
     def __init__(self, parent: "Optional[_Directory]", name: bytes, handle: int) -> None:
         self.parent = parent
         self.name = name
         self.handle = handle
         self.depth: int = parent.depth + 1 if parent else 0
+        self.names: List[bytes] = _listed(handle)  # read, and not looked at yet
+        self.more = False  # whether there may be names behind them
+        self.changed = False  # whether anything has gone since they were read
         self.found: List[bytes] = []  # directories in it that nobody has begun with
         self.left = 0  # those, and those that somebody has begun with
+
+
+def _listed(handle: int) -> "List[bytes]":
+    """Names in a directory, up to _NAMES of them."""
+    # Python 3.6 takes a path alone.
+    path = handle if sys.version_info >= (3, 7) else "/proc/self/fd/{}".format(handle)
+    try:
+        entries = os.scandir(path)
+    except FileNotFoundError:  # no /proc
+        return list(map(os.fsencode, os.listdir(handle)))
+    with entries:
+        return [os.fsencode(entry.name) for entry in itertools.islice(entries, _NAMES)]
 
 
 class _Removal:
@@ -165,7 +180,7 @@ class _Removal:
         self._others: List[threading.Thread] = []
 
     def run(self) -> bool:
-        self._enter(self._root, self._names(self._root.handle))
+        self._end(self._root, 0)
         if self._stack:
             self._others += start(self._work, self._threads - 1)
         self._work()
@@ -212,11 +227,12 @@ class _Removal:
                     if error.errno not in (errno.EMFILE, errno.ENFILE) or parent is self._root:
                         raise
                 self._move_up(parent, name)
+            parent.changed = True
         except FileNotFoundError:
-            pass
+            parent.changed = True
         except OSError:
             self._gone = False
-        self._end(parent)
+        self._end(parent, 1)
 
     def _open(self, parent: _Directory, name: bytes) -> None:
         if parent.depth >= _DEPTH:
@@ -225,27 +241,11 @@ class _Removal:
         try:
             if os.fstat(handle).st_dev != self._device:  # mounted by that, or a volume of its own
                 raise PermissionError
-            names = self._names(handle)
+            directory = _Directory(parent, name, handle)
         except OSError:
             os.close(handle)
             raise
-        self._enter(_Directory(parent, name, handle), names)
-
-    def _names(self, handle: int) -> "Iterator[str]":
-        """The names in a directory; OSError if it cannot be read."""
-        if sys.version_info < (3, 7):  # takes a path alone
-            return iter(os.listdir(handle))
-        return self._by_batches(os.scandir(handle))
-
-    def _by_batches(self, entries: "Iterator[os.DirEntry[str]]") -> "Iterator[str]":
-        try:
-            while True:
-                names = [entry.name for entry in itertools.islice(entries, _NAMES)]
-                yield from names
-                if len(names) < _NAMES:
-                    return
-        except OSError:
-            self._gone = False
+        self._end(directory, 0)
 
     def _move_up(self, parent: _Directory, name: bytes) -> None:
         """Have a directory emptied last, when the descriptors that lead to it are closed."""
@@ -263,27 +263,35 @@ class _Removal:
             root.left += 1
             self._changed.notify()
 
-    def _enter(self, directory: _Directory, names: "Iterator[str]") -> None:
-        """Remove the files of a directory, and find the directories in it."""
-        found = self._unlink(directory, names)
-        if not found:
-            self._end(directory, 0)
-            return
-        with self._changed:
-            directory.found = found
-            directory.left = len(found)
-            self._stack.append(directory)
-            self._changed.notify(len(found))
+    def _next(self, directory: _Directory) -> bool:
+        """Remove the files of a directory, up to names with directories among them; if there are.
 
-    def _unlink(self, directory: _Directory, names: "Iterator[str]") -> "List[bytes]":
+        Raises OSError: it cannot be read.
+        """
+        while directory.names or (directory.more and directory.changed):
+            names = directory.names or _listed(directory.handle)
+            directory.names, directory.more, directory.changed = [], len(names) >= _NAMES, False
+            found = self._unlink(directory, names)
+            if found:
+                with self._changed:
+                    directory.found = found
+                    directory.left = len(found)
+                    self._stack.append(directory)
+                    self._changed.notify(len(found))
+                return True
+        return False
+
+    def _unlink(self, directory: _Directory, names: "List[bytes]") -> "List[bytes]":
         """Remove the files of a directory; the rest of its names."""
         handle = directory.handle
         is_root = directory is self._root
         writable = is_root  # it belongs to the caller, as it is
         unlink = os.unlink
         found = []
-        for name in map(os.fsencode, names):
+        left = 0
+        for name in names:
             if is_root and name == self._keep_last:
+                left += 1
                 continue
             try:
                 try:
@@ -305,23 +313,33 @@ class _Removal:
                 found.append(name)
             except OSError:
                 self._gone = False
+                left += 1
+        directory.changed = left + len(found) < len(names)
         return found
 
-    def _end(self, directory: _Directory, ended: int = 1) -> None:
-        """So many directories less in it; with the last, it goes, and is one less to its parent."""
+    def _end(self, directory: _Directory, ended: int) -> None:
+        """So many directories less in it; with the last of all its names, it goes, and is one less
+        to its parent.
+        """
         while True:
             with self._changed:
                 directory.left -= ended
                 if directory.left > 0:
                     return
+            try:
+                if self._next(directory):
+                    return
+            except OSError:
+                self._gone = False
             parent = directory.parent
             if parent is None:
                 return
             try:
                 os.close(directory.handle)
                 os.rmdir(directory.name, dir_fd=parent.handle)
+                parent.changed = True
             except FileNotFoundError:
-                pass
+                parent.changed = True
             except OSError:
                 self._gone = False
             directory, ended = parent, 1
