@@ -50,7 +50,8 @@ sys.path.insert(0, sys.argv[1])
 from poncho_package_run.machine import memory
 from poncho_package_run.relocation.relocate import relocate
 memory.keep()
-relocate(os.fsencode(sys.argv[2]))
+directory = os.path.realpath(os.fsencode(sys.argv[2]))
+relocate(os.open(directory, os.O_RDONLY), directory)
 """
 """The phase of a cold start, compiled from source as it is there."""
 
