@@ -243,13 +243,13 @@ def _is_elsewhere(path: bytes) -> bool:
     here = reach(cache)
     boot = here.rpartition(b"-")[0]
     # What comes by a network, or from a program, has no device's number: others may have it too.
-    is_disk = os.major(os.stat(cache).st_dev) != 0
+    alone = machine() if os.major(os.stat(cache).st_dev) != 0 else b""
     for file, used in _uses(path):
         if file.endswith(here) or not _is_recent(used):
             continue
         name = file[file.rindex(b"/") :]
         is_earlier = not name.startswith(boot) and used < _booted()
-        if not (is_disk and is_earlier and machine() and _content(file) == machine()):
+        if not (alone and is_earlier and _content(file) == alone):
             return True  # else it was an earlier boot of this machine, and what ran then has ended
     return False
 
