@@ -73,6 +73,12 @@ class Cluster:
     def run(self, node, *words, wrapper=()):
         return crash.finish(self.start(node, *words, wrapper=wrapper))
 
+    def at_once(self, starts, count, *words):
+        """Start the tool so often, on the nodes in turn; how often each outcome came."""
+        running = [self.start(starts[index % 2], *words) for index in range(count)]
+        results = [crash.finish(each) for each in running]
+        return Counter((each.returncode, each.stdout, each.stderr) for each in results)
+
     def check(self, other=None):
         """The environment is the whole tree, and nothing is beside it."""
         kept = self.real / "kept"
@@ -129,9 +135,7 @@ def test_starts_on_two_nodes_at_once_use_one_whole_environment(cluster, kind):
     starts = [cluster.node(number, **KINDS[kind][number]) for number in (0, 1)]
     words = ["-d", cluster.kept, "-w", "60", "hello"]
     for _ in range(2):
-        running = [cluster.start(starts[index % 2], *words) for index in range(8)]
-        results = [crash.finish(each) for each in running]
-        outcomes = Counter((each.returncode, each.stdout, each.stderr) for each in results)
+        outcomes = cluster.at_once(starts, 8, *words)
         assert outcomes == {(0, b"hello from " + bytes(cluster.kept), b""): 8}
         cluster.check()
         crash.remove(cluster.real / "kept")
@@ -145,9 +149,7 @@ def test_starts_on_two_nodes_at_once_share_a_cache(cluster, kind):
     cluster.kept = cluster.path / "cache" / name
     for _ in range(2):
         words = ["--cache", cluster.path / "cache", "-w", "60", "hello"]
-        running = [cluster.start(starts[index % 2], *words) for index in range(8)]
-        results = [crash.finish(each) for each in running]
-        outcomes = Counter((each.returncode, each.stdout, each.stderr) for each in results)
+        outcomes = cluster.at_once(starts, 8, *words)
         assert outcomes == {(0, b"hello from " + bytes(cluster.kept), b""): 8}
         whole = [each for each in os.listdir(cluster.real / "cache") if not each.startswith(".")]
         assert whole == [name]
@@ -245,10 +247,8 @@ def test_a_node_that_died_keeps_no_other_waiting(cluster, mode):
 def test_a_directory_is_relocated_on_two_nodes_at_once(cluster):
     # Once: what is replaced behind its back confuses the file system of the test.
     scenarios.extract(cluster.archive, cluster.real / "kept")
-    words = ["-e", cluster.kept, "hello"]
-    running = [cluster.start(cluster.node(index % 2), *words) for index in range(6)]
-    results = [crash.finish(each) for each in running]
-    outcomes = Counter((each.returncode, each.stdout, each.stderr) for each in results)
+    starts = [cluster.node(number) for number in (0, 1)]
+    outcomes = cluster.at_once(starts, 6, "-e", cluster.kept, "hello")
     assert outcomes == {(0, b"hello from " + bytes(cluster.kept), b""): 6}
     cluster.check()
 
