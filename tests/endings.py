@@ -23,7 +23,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 _TESTS = Path(__file__).resolve().parent
@@ -133,11 +133,12 @@ def endings(runs: int, busy: int, seed: int = 1) -> tuple[list[str], list[float]
     """Half of the runs fail, half are cancelled; what went wrong, and how long each end took."""
     rng = random.Random(seed)
     failures, seconds = [], []
-    with tempfile.TemporaryDirectory() as name, load(busy):
+    with tempfile.TemporaryDirectory() as name, ExitStack() as loaded:
         folder = Path(name)
         temporary = folder / "tmp"
         temporary.mkdir()
         whole = archives(folder)
+        loaded.enter_context(load(busy))
         # Where threads are many, and where there is none; into a directory that is kept, and not.
         for number in range(runs):
             kind = rng.choice(list(whole))

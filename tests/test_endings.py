@@ -17,8 +17,8 @@ from support.messages import refused, status_of
 
 
 @pytest.mark.slow
-def test_no_hang_in_40_failing_and_40_cancelled_runs():
-    failures, _ = endings.endings(80, busy=2)
+def test_no_hang_in_20_failing_and_20_cancelled_runs():
+    failures, _ = endings.endings(40, busy=2)
     assert failures == []
 
 

@@ -134,7 +134,7 @@ def test_streams_of_several_members(run, environment, tmp_path, program):
     data, kept = environment.archive("tar").read_bytes(), tmp_path / "kept"
     third = len(data) // 3
     parts = [data[:third], data[third : 2 * third], b"", data[2 * third :]]
-    packed = b"".join(compressed([need(program)], part) for part in parts)
+    packed = b"".join(compressed([need(program), "-1"], part) for part in parts)
     (tmp_path / "archive").write_bytes(packed)
     result = run("-e", tmp_path / "archive", "-d", kept, "showprefix", check=True)
     assert result.stdout.decode() == prefix_line(kept)

@@ -405,6 +405,9 @@ class Environment:
                 import zstandard  # noqa: F401
             except ImportError:
                 missing("needs the zstandard module, with which conda-pack writes tar.zst")
+        if format == "tar.xz":
+            # 1 s instead of 12, for the same format.
+            options = {"compress_level": 0, **options}
         if format == "parcel":
             # conda-pack takes the name of a parcel from these, and wants no dashes in them.
             options = {"parcel_name": "environment", "parcel_version": "1.0", **options}

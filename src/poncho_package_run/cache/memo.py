@@ -23,18 +23,18 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 def warm(cache: bytes, archive: bytes) -> "Optional[bytes]":
     """The prefix of an archive's environment, held; None if there is anything to do or to tell."""
     cache = locate(cache)
+    prefix = None
     try:
         directory = recall(cache, key(os.stat(archive)))
-        if not directory or not is_safe(cache):
-            return None
-        lease = hold(directory + b"/" + MANIFEST)
+        lease = directory and is_safe(cache) and hold(directory + b"/" + MANIFEST)
+        if directory and lease:
+            prefix = ready_prefix(directory, None)
+            if prefix:
+                touch(cache, directory)
+            else:
+                os.close(lease)
     except OSError:
-        return None
-    prefix = ready_prefix(directory, None) if lease else None
-    if prefix:
-        touch(cache, directory)
-    elif lease:
-        os.close(lease)
+        pass  # told by whoever makes it ready
     return prefix
 
 
@@ -61,12 +61,9 @@ def is_sum(name: bytes) -> bool:
 def is_safe(cache: bytes) -> bool:
     """Whether nobody but its owner may put anything into a cache, and no stranger has made it.
 
-    True also if it does not exist.
+    Raises OSError: it does not exist.
     """
-    try:
-        mode = os.stat(cache).st_mode
-    except OSError:
-        return True
+    mode = os.stat(cache).st_mode
     return stat.S_ISDIR(mode) and not mode & 0o022 and is_trusted(cache)
 
 
