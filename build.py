@@ -94,9 +94,9 @@ sys.meta_path.insert(0, Loader())
 # one costs 7 microseconds of every start, and opening one 40; and once both are read, whoever
 # removes or replaces the artifact under a run does it no harm.
 WARM = (
-    "__init__", "cli", "warm", "cache/memo", "command/activate", "command/env_vars",
-    "command/execute", "command/scripts", "place/completion", "place/plain", "telling/errors",
-    "telling/usage",
+    "__init__", "cli", "warm", "cache/memo", "command/activate", "command/coercion",
+    "command/env_vars", "command/execute", "command/resume", "command/scripts", "command/sound",
+    "place/completion", "place/plain", "telling/errors", "telling/usage",
 )  # fmt: skip
 
 # What was read of the artifact is not what it was when it was listed, or is not there any more.

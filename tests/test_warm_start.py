@@ -121,13 +121,24 @@ def open_files(pid):
 
 
 @pytest.mark.parametrize("place", ["-d kept", "-d kept -w 60", "--cache cache"])
-def test_a_warm_start_reads_nothing_of_a_cold_one(run, artifact, environment, tmp_path, place):
-    """A relative DIR once had it all read, 2 ms, for one function."""
+@pytest.mark.parametrize("locale", ["C.UTF-8", None])
+@pytest.mark.parametrize("script", ["", "export A=1", "PATH=/nowhere:$PATH"])
+def test_a_warm_start_reads_nothing_of_a_cold_one(
+    run, artifact, environment, tmp_path, place, locale, script
+):
+    """One had it all read, 2 ms, for a function: with a relative DIR, in the C locale, and behind
+    activation scripts."""
     words = ["-e", environment.archive(scripts=False), *place.split()]
     run(*words, "true", check=True, cwd=tmp_path)
+    if script:
+        prefix = next(tmp_path.glob("*/**/conda-meta")).parent
+        folder = prefix / "etc" / "conda" / "activate.d"
+        folder.mkdir(parents=True)
+        (folder / "set.sh").write_text(script)
     log = tmp_path / "log"
     read = tracing.strace("-e", "trace=read,pread64", "-y", log=log)
-    run(*words, "true", wrapper=read, check=True, cwd=tmp_path)
+    env = {"LANG": locale, "LC_ALL": None, "LC_CTYPE": None}
+    run(*words, "true", wrapper=read, check=True, cwd=tmp_path, env=env)
     sizes = [
         int(line.rsplit("=", 1)[1]) for line in log.read_text().splitlines()
         if str(artifact) in line and line[-1].isdigit()
