@@ -8,6 +8,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Callable, Optional, Union
 
 import pytest
@@ -75,10 +76,21 @@ _BOTH_WAYS = {
 }
 
 # Here each test goes one of the two ways, by its name: there are many, and they take long.
-_EITHER_WAY = {"test_hostile_resources", "test_parallel"}
+_EITHER_WAY = {
+    "test_hostile_archives.test_hostile_to_a_temporary_directory",
+    "test_hostile_resources",
+    "test_parallel",
+}
+
+
+def _goes_either_way(module: ModuleType, function: Callable[..., object]) -> bool:
+    name = module.__name__
+    return name in _EITHER_WAY or f"{name}.{function.__name__}" in _EITHER_WAY
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if _goes_either_way(metafunc.module, metafunc.function):
+        return
     if metafunc.module.__name__ in _BOTH_WAYS and "library" in metafunc.fixturenames:
         metafunc.parametrize("library", ["library", "python"], indirect=True)
 
@@ -87,7 +99,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Optional[str]:
     """Whether the library in C is to be used, whatever the size; None: as the tool has it."""
     way = {"library": "yes", "python": "no"}.get(getattr(request, "param", ""))
-    if request.module.__name__ in _EITHER_WAY:
+    if _goes_either_way(request.module, request.function):
         way = ("yes", "no")[zlib.crc32(request.node.name.encode()) % 2]
     if way is not None:
         monkeypatch.setenv("PONCHO_PACKAGE_RUN_NATIVE", way)

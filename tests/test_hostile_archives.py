@@ -1104,16 +1104,33 @@ def check_refusal(result: "subprocess.CompletedProcess[bytes]", case: Refused) -
     assert case.says in text
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["kept", "temporary"])
 @pytest.mark.parametrize("name", CASES)
 def test_hostile(
     name: str,
+    world: World,
+    tmp_path: Path,
+    run: "Callable[..., subprocess.CompletedProcess[bytes]]",
+) -> None:
+    attack(CASES[name], True, world, tmp_path, run)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hostile_to_a_temporary_directory(
+    name: str,
+    world: World,
+    tmp_path: Path,
+    run: "Callable[..., subprocess.CompletedProcess[bytes]]",
+) -> None:
+    attack(CASES[name], False, world, tmp_path, run)
+
+
+def attack(
+    case: Case,
     kept: bool,
     world: World,
     tmp_path: Path,
     run: "Callable[..., subprocess.CompletedProcess[bytes]]",
 ) -> None:
-    case = CASES[name]
     archive = tmp_path / "archive"
     archive.write_bytes(case.build(world))
     target = Path(os.fsdecode(world.target))
