@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -890,6 +891,27 @@ def test_no_lock_of_the_cache_is_waited_for_longer_than_was_said(use, cache, tmp
     result = use(path, wait="0.1", limit="1G", check=True, timeout=30)
     assert result.stdout.startswith(bytes(tmp_path / "tmp"))
     assert b"other environments are being unpacked" in result.stderr
+
+
+def test_a_lease_that_cannot_be_had_is_waited_for_once(use, cache, tmp_path, locked):
+    """Once it was waited for ten times, a minute in all."""
+    path = make_archive(tmp_path / "a", "a")
+    use(path, check=True)
+    locked(cache / sum_of(path) / os.fsdecode(MANIFEST))
+    result = use(path, check=True, timeout=20)
+    assert result.stdout.startswith(bytes(tmp_path / "tmp"))
+
+
+@pytest.mark.parametrize("count", range(5, 17))
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_few_descriptors_are_enough_or_said_to_be_too_few(run, use, cache, tmp_path, count, warm):
+    path = make_archive(tmp_path / "a", "a")
+    if warm:
+        use(path, check=True)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))  # noqa: E731
+    result = run("-e", path, "--cache", cache, "true", preexec_fn=limit, timeout=20)
+    if result.returncode:
+        refused(result, 74, str(tmp_path), "Too many open files", "ulimit -n")
 
 
 def test_a_signal_ends_an_eviction_between_two_environments(use, cache, tmp_path):

@@ -1,5 +1,6 @@
 """A cache, for all that is not a warm start from it."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -83,6 +84,7 @@ class Cache:
         own = os.stat(self.path).st_uid == os.geteuid()
         self.is_writable = own and os.access(self.path, os.W_OK | os.X_OK)
         self._lease = -1
+        self._glance_until = 0.0  # of time.monotonic, once there was reason to wait
         self.key = b""
         self.size = 0
 
@@ -112,12 +114,21 @@ class Cache:
     def hold(self, directory: bytes) -> bool:
         """Take the lease; False if the environment is not there any more.
 
-        Who looks whether it may be removed has it as well, for as long as that takes.
+        Who looks whether it may be removed has it as well, for as long as that takes: that is
+        waited for once.
+
+        Raises:
+            InputOutputError: there are too few descriptors.
         """
-        end = time.monotonic() + min(self.patience, _GLANCE)
         lease = _hold(directory)
+        if lease is None and not self._glance_until:
+            self._glance_until = time.monotonic() + min(self.patience, _GLANCE)
         marker = directory + b"/" + MARKER
-        while lease is None and time.monotonic() < end and os.path.lexists(marker):
+        while (
+            lease is None
+            and time.monotonic() < self._glance_until
+            and os.path.lexists(marker)
+        ):
             time.sleep(POLL)
             lease = _hold(directory)
         self.let_go()  # of what was held before it was published
@@ -272,13 +283,20 @@ def _hold(directory: bytes) -> "Optional[int]":
 
     Returns:
         The descriptor; -1 if there can be none; None if the environment is not there any more.
+
+    Raises:
+        InputOutputError: there are too few descriptors.
     """
     try:
         return memo.hold(directory + b"/" + MANIFEST)
     except PermissionError:
         return -1  # another user's, who lets nobody hold it
-    except OSError:
-        pass  # somebody has removed or replaced it; then the directory serves
+    except OSError as error:
+        # EINVAL is what asking for a descriptor from 10 on gets where there are ten at most.
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EINVAL):
+            few = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise located(few, directory + b"/" + MANIFEST)
+        # Somebody has removed or replaced it; then the directory serves.
     try:
         return memo.hold(directory, os.O_DIRECTORY)
     except OSError:
