@@ -80,8 +80,6 @@ class Loader:
         return None
     def exec_module(self, module):
         source = module.__spec__.loader_state
-        if not source:
-            return
         if os.environ.get("PONCHO_PACKAGE_RUN_DEBUG") == "traceback":
             source = compile(source, module.__file__, "exec")
         exec(source, module.__dict__)

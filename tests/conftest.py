@@ -89,9 +89,9 @@ def _goes_either_way(module: ModuleType, function: Callable[..., object]) -> boo
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if _goes_either_way(metafunc.module, metafunc.function):
-        return
-    if metafunc.module.__name__ in _BOTH_WAYS and "library" in metafunc.fixturenames:
+    either = _goes_either_way(metafunc.module, metafunc.function)
+    both = metafunc.module.__name__ in _BOTH_WAYS and not either
+    if both and "library" in metafunc.fixturenames:
         metafunc.parametrize("library", ["library", "python"], indirect=True)
 
 

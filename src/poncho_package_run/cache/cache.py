@@ -11,7 +11,7 @@ from ..machine.signals import check
 from ..place.completion import locate
 from ..place.lock import POLL, Lock
 from ..telling.errors import CannotCreate, LockTimeout
-from ..telling.failures import cannot_create, located, untrusted
+from ..telling.failures import cannot_create, failure, located, untrusted
 from . import memo
 
 TYPE_CHECKING = False
@@ -124,11 +124,7 @@ class Cache:
         if lease is None and not self._glance_until:
             self._glance_until = time.monotonic() + min(self.patience, _GLANCE)
         marker = directory + b"/" + MARKER
-        while (
-            lease is None
-            and time.monotonic() < self._glance_until
-            and os.path.lexists(marker)
-        ):
+        while lease is None and time.monotonic() < self._glance_until and os.path.lexists(marker):
             time.sleep(POLL)
             lease = _hold(directory)
         self.let_go()  # of what was held before it was published
@@ -295,7 +291,7 @@ def _hold(directory: bytes) -> "Optional[int]":
         # EINVAL is what asking for a descriptor from 10 on gets where there are ten at most.
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.EINVAL):
             few = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            raise located(few, directory + b"/" + MANIFEST)
+            raise failure(few, directory + b"/" + MANIFEST)
         # Somebody has removed or replaced it; then the directory serves.
     try:
         return memo.hold(directory, os.O_DIRECTORY)

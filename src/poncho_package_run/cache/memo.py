@@ -23,18 +23,18 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 def warm(cache: bytes, archive: bytes) -> "Optional[bytes]":
     """The prefix of an archive's environment, held; None if there is anything to do or to tell."""
     cache = locate(cache)
-    prefix = None
     try:
         directory = recall(cache, key(os.stat(archive)))
-        lease = directory and is_safe(cache) and hold(directory + b"/" + MANIFEST)
-        if directory and lease:
-            prefix = ready_prefix(directory, None)
-            if prefix:
-                touch(cache, directory)
-            else:
-                os.close(lease)
+        if not directory or not is_safe(cache):
+            return None
+        lease = hold(directory + b"/" + MANIFEST)
     except OSError:
-        pass  # told by whoever makes it ready
+        return None
+    prefix = ready_prefix(directory, None) if lease else None
+    if prefix:
+        touch(cache, directory)
+    elif lease:
+        os.close(lease)
     return prefix
 
 
