@@ -4,11 +4,13 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,26 @@ class TestBuild:
     def test_what_is_committed_is_what_the_source_builds(self, tmp_path):
         built = self.build(tmp_path / "one", 0o027, 1_600_000_000)
         assert built.read_bytes() == DIST.read_bytes()
+
+    def test_a_change_of_the_source_is_compiled_anew(self, tmp_path):
+        """Before it is, what lies in src/compiled/ is not taken."""
+        folder = tmp_path / "one"
+        shutil.copytree(TOP / "tests" / "support", folder / "tests" / "support")
+        self.build(folder, 0o022, 1_600_000_000)
+        usage = folder / "src" / "poncho_package_run" / "__init__.py"
+        usage.write_text(re.sub(r'(__version__ = ")[^"]*', r"\g<1>9.8.7", usage.read_text()))
+        command = [sys.executable, "build.py"]
+        stale = subprocess.run([*command, "--check"], cwd=folder, capture_output=True, text=True)
+        assert (stale.returncode, stale.stderr.count("\n")) == (1, 1)
+        assert "is not what the source builds" in stale.stderr
+        subprocess.run(command, cwd=folder, check=True)
+        subprocess.run([*command, "--check"], cwd=folder, check=True)
+        with zipfile.ZipFile(folder / "dist" / DIST.name) as entries:
+            made = [name for name in entries.namelist() if name.startswith("warm-")]
+        assert len(made) == len({each.version[:2] for each in interpreters.find()})
+        words = [folder / "dist" / DIST.name, "--version"]
+        for python in (sys.executable, *(each.path for each in interpreters.find())):
+            assert "9.8.7" in subprocess.check_output([python, *words], text=True)
 
     def test_its_sha256_lies_beside_it(self):
         digest, name = Path(f"{DIST}.sha256").read_text().split()
@@ -119,6 +141,97 @@ class TestEveryInterpreter:
         assert result.returncode == 65
         assert result.stderr.count(b"\n") == 1
         assert result.stderr.startswith(b"poncho_package_run: ")
+
+
+# What a Python is asked about the code that the artifact has for it.
+LOOK = """\
+import importlib.util, marshal, sys, zipfile, zlib
+number = int.from_bytes(importlib.util.MAGIC_NUMBER[:2], "little")
+with zipfile.ZipFile(sys.argv[1]) as entries:
+    for part in ("warm", "cold"):
+        if "%s-%d" % (part, number) not in entries.namelist():
+            sys.exit("no code for this Python")
+        data = entries.read("%s-%d" % (part, number))[64:]
+        codes = marshal.loads(zlib.decompress(data) if part == "cold" else data)
+        made_by = codes.pop("")
+        if made_by != "%d.%d.%d" % sys.version_info[:3]:
+            sys.exit("compiled by Python %s" % made_by)
+        words = entries.read(part).decode().split("\\0")
+        texts = dict(zip(words[::2], words[1::2]))
+        assert list(codes) == list(texts)
+        for name, text in texts.items():
+            assert marshal.loads(codes[name]) == compile(text, name, "exec", optimize=2), name
+"""
+
+# The artifact, counting characters that are compiled.
+COUNT = """\
+import atexit, os, runpy, sys
+sizes = []
+def hook(event, words):
+    if event == "compile":
+        sizes.append(len(words[0] or ""))
+    elif event in ("os.exec", "os._exit", "os.posix_spawn", "subprocess.Popen"):
+        os.write(9, b"%d\\n" % sum(sizes))
+sys.addaudithook(hook)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("interpreter", interpreters.find(), ids=IDS)
+class TestCompiled:
+    """The artifact holds the modules as each Python compiles them, and their text for others."""
+
+    def test_the_code_is_that_of_the_text(self, artifact, interpreter):
+        result = subprocess.run(
+            [interpreter.path, "-c", LOOK, artifact], stderr=subprocess.PIPE, text=True
+        )
+        if result.stderr.startswith(("no code", "compiled by")):
+            pytest.skip(result.stderr.strip())
+        assert (result.returncode, result.stderr) == (0, "")
+
+    @pytest.mark.parametrize("place", ["temporary", "kept", "again", "cache"])
+    def test_no_start_compiles_more_than_the_entry(
+        self, artifact, run, tiny, tmp_path, interpreter, place
+    ):
+        if interpreter.version < (3, 8):
+            pytest.skip("Python 3.7 and older tell no events")
+        with zipfile.ZipFile(artifact) as entries:
+            entry = entries.getinfo("entry.py").file_size
+            main = entries.getinfo("__main__.py").file_size
+        words = ["-e", tiny, "hello"]
+        words[2:2] = {"temporary": [], "cache": ["--cache", tmp_path / "c"]}.get(
+            place, ["-d", tmp_path / "kept"]
+        )
+        if place == "again":
+            run(*words, check=True)
+        # Descriptor 9 is where it counts: the command has the standard ones.
+        script = 'exec "$@" 9>count'
+        command = ["sh", "-c", script, "sh", interpreter.path, "-c", COUNT, artifact, *words]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        counts = [int(line) for line in (tmp_path / "count").read_text().splitlines()]
+        # (Those of the standard library that are made as classes are: namedtuple compiles a line.)
+        assert counts and all(entry <= count <= 2 * main + entry + 2000 for count in counts)
+
+    def test_the_text_does_the_same(self, artifact, tiny, environment, tmp_path, interpreter):
+        """As where there is no code for a Python, or who debugs wants the names of files."""
+        copy = tmp_path / "copy"
+        copy.write_bytes(artifact.read_bytes().split(b"PK\3\4")[0])
+        with zipfile.ZipFile(artifact) as entries, zipfile.ZipFile(copy, "a") as kept:
+            for info in entries.infolist():
+                if not info.filename.startswith(("warm-", "cold-")):
+                    kept.writestr(info, entries.read(info))
+        # Code is not for who wants tracebacks: they name files.
+        debugged = {**os.environ, "PONCHO_PACKAGE_RUN_DEBUG": "traceback"}
+        for which, env in ((copy, None), (artifact, debugged)):
+            folder = tmp_path / "of" / which.name
+            words = ["-e", environment.archive(), "-d", folder / "kept", "showprefix"]
+            folder.mkdir(parents=True)
+            for _ in ("cold", "warm"):
+                result = subprocess.run(
+                    [interpreter.path, which, *words], env=env, capture_output=True, timeout=60
+                )
+                assert result.stdout.decode() == prefix_line(folder / "kept"), result.stderr
 
 
 class TestPyPy:

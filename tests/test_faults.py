@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from support import crash, process, scenarios, tracing, trees
+from support import crash, interpreters, process, scenarios, tracing, trees
 from support.commands import missing, need
 from support.messages import PREFIX, refused
 
@@ -346,15 +346,21 @@ def test_the_artifact_that_is_removed_under_it(spawn, artifact, tmp_path):
         (tmp_path / "moved").rename(copy)
 
 
+def without(artifact, part):
+    """The artifact's bytes; where an entry begins, or each of the entries of a part, are zeros."""
+    data = artifact.read_bytes()
+    with zipfile.ZipFile(artifact) as entries:
+        for info in entries.infolist():
+            if info.filename.partition("-")[0] == part:
+                data = data[: info.header_offset] + bytes(4) + data[info.header_offset + 4 :]
+    return data
+
+
 def test_an_artifact_that_was_overwritten_says_so(run, artifact, tmp_path):
     """Its list of entries was read, or is whole; what the start needs lies elsewhere."""
     copy = Path(shutil.copy(artifact, tmp_path / "copy"))
     archive = crash.archive(tmp_path / "archive", "tar.gz")
-    with zipfile.ZipFile(copy) as entries:
-        at = entries.getinfo("cold").header_offset
-    with open(copy, "r+b") as file:
-        file.seek(at)
-        file.write(bytes(4))
+    copy.write_bytes(without(copy, "cold"))
     words = ["-e", archive, "-d", tmp_path / "kept", "hello"]
     result = subprocess.run([sys.executable, copy, *words], capture_output=True, timeout=60)
     refused(result, 74, str(copy))
@@ -385,14 +391,30 @@ def test_an_artifact_without_a_part_of_it_says_so(artifact, tmp_path, name, how)
     if name == "entry.py" and not how:
         pytest.skip("it is in the header as well")
     copy = tmp_path / "copy"
-    data = artifact.read_bytes()
-    with zipfile.ZipFile(artifact) as entries:
-        at = entries.getinfo(name).header_offset
-    copy.write_bytes(data[:at] + bytes(4) + data[at + 4 :])
+    copy.write_bytes(without(artifact, name))
     copy.chmod(0o755)
     archive = crash.archive(tmp_path / "archive", "tar.gz")
     result = subprocess.run([*how, copy, "-e", archive, "hello"], capture_output=True, timeout=60)
     refused(result, 74, str(copy))
+
+
+@pytest.mark.parametrize("part", ["warm", "cold"])
+def test_code_of_another_artifact_is_not_run(artifact, tmp_path, part):
+    """An artifact that is replaced as it starts, by another version whose entries lie alike."""
+    copy = tmp_path / "copy"
+    data = artifact.read_bytes()
+    with zipfile.ZipFile(artifact) as entries:
+        names = [name for name in entries.namelist() if name.startswith(part + "-")]
+        for name in names:
+            compiled = entries.read(name)
+            assert data.count(compiled) == 1
+            data = data.replace(compiled, bytes(64) + compiled[64:])
+    assert names
+    copy.write_bytes(data)
+    archive = crash.archive(tmp_path / "archive", "tar.gz")
+    for python in interpreters.find():
+        command = [python.path, copy, "-e", archive, "hello"]
+        refused(subprocess.run(command, capture_output=True, timeout=60), 74, str(copy))
 
 
 @pytest.mark.parametrize("place", ["temporary", "kept"])
