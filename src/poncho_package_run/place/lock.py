@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from .lease import Lease
 
-# Promised is a tenth of a second; more looks of many waiters would slow the unpacking down.
-POLL = 0.04
+# Promised is a tenth of a second.  A look costs 0.2 ms of a processor, most of it for waking up: 31
+# waiters that look each 0.04 s take 8 % of two cores from the one that unpacks.
+POLL = 0.08
 
 # Lustre without flock; NFS without lockd; NFSv4 on a read-only descriptor; DVS and autofs
 # (ENOTSUPP, which has no name outside the kernel); BSD and macOS mounts; FUSE; shared HOMEs.
@@ -120,7 +121,8 @@ class Lock:
                 raise self._timeout()
             if waiting is not None:
                 waiting(self._holder, now - self.since, self._seconds)
-            time.sleep(min(POLL, left))
+            # What was soon there is soon seen.
+            time.sleep(min(POLL, 0.005 + (now - self.since) / 4, left))
 
     def _attempt(self) -> bool:
         """Try once, without waiting; True also where there are no locks."""
