@@ -10,7 +10,7 @@ ARTIFACT = dist/poncho_package_run.pyz
 # The native library, for each processor: committed, so that only who changes it needs a compiler.
 PROCESSORS = x86_64 aarch64
 SOURCES = build.py pyproject.toml $(shell find src -name '*.py') src/header.sh \
-	$(wildcard src/native/*.so)
+	$(wildcard src/native/*.so) src/compiled.zip
 
 .PHONY: all demo test check bench sweep storm fuzz endings native native-check fuzz-native clean
 
@@ -18,6 +18,9 @@ all: $(ARTIFACT)
 
 $(ARTIFACT): $(SOURCES) | .venv/dev
 	$(RUN) build.py
+
+# build.py makes it; this is for when it is missing.
+src/compiled.zip: ;
 
 demo: $(ARTIFACT)
 	$(RUN) tests/demo.py

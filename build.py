@@ -1,7 +1,7 @@
 """Build dist/poncho_package_run.pyz from src with shiv, the same bytes wherever it runs.
 
-    python build.py            build, and write the sha256 beside it; src/compiled/ is made anew
-                               if it is not of the source as it is
+    python build.py            build, and write the sha256 beside it; src/compiled.zip is made
+                               anew if it is not of the source as it is
     python build.py --check    fail if dist/ is not what the source builds
 
 shiv bundles the package and describes it (``shiv-info``).  Two things of its output are then
@@ -14,23 +14,23 @@ runs it, which costs 30 ms at every start and fails where nothing can be written
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "poncho_package_run"
 ARTIFACT = ROOT / "dist" / "poncho_package_run.pyz"
 CHECKSUM = ROOT / "dist" / "poncho_package_run.pyz.sha256"
-# For each Python, by the number that its .pyc files begin with, the modules as it compiled them:
-# committed, so that the artifact's bytes do not depend on which Pythons a machine has.  Each file
-# begins with the sha256 of what it was made from.
-COMPILED = ROOT / "src" / "compiled"
+# The modules as each Python compiled them: committed, so that the artifact's bytes do not depend
+# on which Pythons a machine has.  A zip archive, of whose entries the numbers are those that .pyc
+# files begin with; its comment is the sha256 of what they were made from, and the versions.
+COMPILED = ROOT / "src" / "compiled.zip"
 
 # shiv dates its own entries with SOURCE_DATE_EPOCH; the year is the first that zip can tell.
 EPOCH = 315532800
@@ -50,33 +50,38 @@ if _signal.getsignal(2) is _signal.default_int_handler:
     _signal.signal(2, _signal.SIG_DFL)
 """
 
-# The package has a loader of its own because it comes compiled, for each Python that build.py had
-# (src/compiled/), which saves 4 to 6 ms of a warm start's 27, and 45 to 65 of a cold one's 80 to
-# 110.  The same number says the same instructions, as for a .pyc file.  To any other Python, and to
-# who wants tracebacks, which need the text, the text is compiled at each start; zipimport would do
-# that twice since Python 3.10, the first time only to tell a file's name, and compile() makes a
-# hundred types first, for syntax trees: 1 ms.  A room's own file only says what is promised, and is
-# not read.  Collecting garbage finds none in a warm start, and takes 0.3 ms.
+# The package has a loader of its own because it comes compiled, for each Python that build.py had,
+# which saves 4 to 6 ms of a warm start's 27, and 45 to 65 of a cold one's 80 to 110.  The same
+# number says the same instructions, as for a .pyc file.  To any other Python, to one without zlib,
+# and to who wants tracebacks, which need the text, the text is compiled at each start; zipimport
+# would do that twice since Python 3.10, the first time only to tell a file's name, and compile()
+# makes a hundred types first, for syntax trees: 1 ms.  A room's own file only says what is
+# promised, and is not read.  Collecting garbage finds none in a warm start, and takes 0.3 ms.
+# All that is read begins with the digest of the modules: an artifact that takes the place of this
+# one as it starts is of another version.
 ENTRY = """\
 import gc, marshal, os
 gc.disable()
 {archive}
 unread, sources = ["cold", "warm"], {{}}
+number = getattr(sys.modules.get("_frozen_importlib_external"), "MAGIC_NUMBER", b"")[:2]
 traceback = os.environ.get("PONCHO_PACKAGE_RUN_DEBUG") == "traceback"
+compiled = int.from_bytes(number, "little") in {numbers} and not traceback
 def modules(part):
-    try:
-        from _frozen_importlib_external import MAGIC_NUMBER
-        data = archive.get_data("%s-%d" % (part, int.from_bytes(MAGIC_NUMBER[:2], "little")))
-        if part == "cold":
+    global compiled, zlib
+    if compiled and part == "cold":
+        try:
             import zlib
-    except (ImportError, OSError):
-        data = None
-    if data is None or traceback:
-        words = archive.get_data(part).decode().split("\\0")
-        return zip(words[::2], words[1::2])
+        except ImportError:
+            compiled = False
+    name = "%s-%d" % (part, int.from_bytes(number, "little")) if compiled else part
+    data = archive.get_data(name)
     if data[:64] != b"{digest}":
-        raise ValueError(part)
-    return marshal.loads(zlib.decompress(data[64:]) if part == "cold" else data[64:])
+        raise ValueError(name)
+    if compiled:
+        return marshal.loads(data[64:])
+    words = data[64:].decode().split("\\0")
+    return zip(words[::2], words[1::2])
 class Loader:
     def find_spec(self, name, path=None, target=None):
         package, _, below = name.partition(".")
@@ -101,7 +106,9 @@ class Loader:
         return None
     def exec_module(self, module):
         source = module.__spec__.loader_state
-        if type(source) is bytes:
+        if type(source) is tuple:
+            source = marshal.loads(zlib.decompress(source[0]))
+        elif type(source) is bytes:
             source = marshal.loads(source)
         elif traceback:
             source = compile(source, module.__file__, "exec")
@@ -113,25 +120,26 @@ sys.meta_path.insert(0, Loader())
 
 # What a warm start may need, and one that waits for another, lies in one entry of the archive, all
 # else in another, since listing one costs 7 microseconds of every start, and opening one 40; and
-# once both are read, whoever removes or replaces the artifact under a run does it no harm.
+# once both are read, whoever removes or replaces the artifact under a run does it no harm.  (So the
+# pipeline is not among these, which comes before any wait.)
 WARM = (
-    "__init__", "cli", "pipeline", "warm", "cache/memo", "command/activate", "command/coercion",
+    "__init__", "cli", "warm", "cache/memo", "command/activate", "command/coercion",
     "command/env_vars", "command/execute", "command/resume", "command/scripts", "command/sound",
     "machine/signals", "place/completion", "place/lock", "place/plain", "telling/errors",
     "telling/messages", "telling/report", "telling/usage",
 )  # fmt: skip
 
 # Makes of modules, names and texts in turn on standard input, what the loader takes: a marshalled
-# dict of marshalled code, so that of modules that are read and not run nothing more is made; and
-# which Python it was, for the tests.
+# dict of marshalled code, so that of modules that are read and not run nothing more is made.  Where
+# the argument says so each is compressed, here and not in the zip archive, so that the artifact is
+# the same whichever zlib builds that, and a tuple.
 COMPILE = """\
-import importlib.util, marshal, sys
+import importlib.util, marshal, sys, zlib
 words = sys.stdin.buffer.read().decode().split("\\0")
-codes = {
-    name: marshal.dumps(compile(text, name, "exec", optimize=2))
-    for name, text in zip(words[::2], words[1::2])
-}
-codes[""] = "%d.%d.%d" % sys.version_info[:3]
+codes = {}
+for name, text in zip(words[::2], words[1::2]):
+    code = marshal.dumps(compile(text, name, "exec", optimize=2))
+    codes[name] = (zlib.compress(code, 9),) if sys.argv[1:] == ["cold"] else code
 sys.stdout.buffer.write(importlib.util.MAGIC_NUMBER[:2] + marshal.dumps(codes))
 """
 
@@ -225,15 +233,24 @@ FIXED = b"poncho_package_run-/env" + b"0000700" + b"0" * 36 + b" " * 8 + b"5usta
 
 
 def build(check: bool) -> bytes:
-    """The artifact's bytes; unless it is only to be checked, with all modules compiled.
+    """The artifact's bytes.
+
+    Args:
+        check: they are only to be compared: nothing is compiled.
 
     Raises:
-        SystemExit: shiv is not installed.
-        subprocess.CalledProcessError: shiv failed.
+        SystemExit: shiv is not installed; or src/compiled.zip is not of the source, in a check.
+        subprocess.CalledProcessError: shiv failed, or a Python that compiles.
     """
     shiv = shutil.which("shiv", path=os.path.dirname(sys.executable)) or shutil.which("shiv")
     if shiv is None:
         sys.exit("build.py: shiv is missing; run make, which installs it into .venv")
+    texts = parts()
+    digest = hashlib.sha256(b"\0".join([COMPILE.encode(), *texts.values()])).hexdigest()
+    if not is_compiled(digest):
+        if check:
+            sys.exit("build.py: src/compiled.zip is not of the source; run make and commit it")
+        compile_with_all(texts, digest)
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch, "site-packages")
         sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "src" / "native").glob("*.so")]
@@ -251,28 +268,31 @@ def build(check: bool) -> bytes:
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        return entered_straight(output, check)
+        return entered_straight(output, texts, digest)
 
 
-def parts(entries: "dict[str, bytes]") -> "dict[str, bytes]":
-    """The modules, taken out of an archive's entries: of each part names and texts in turn."""
+def parts() -> "dict[str, bytes]":
+    """The modules: of each part names, as in the archive, and texts in turn."""
+    paths = {path.relative_to(ROOT / "src"): path for path in (ROOT / "src").rglob("*.py")}
+    texts = {"site-packages/" + str(name): path.read_bytes() for name, path in paths.items()}
     warm = {"site-packages/{}/{}.py".format(PACKAGE, name) for name in WARM}
-    cold = {name for name in entries if name.endswith(".py")} - warm
-    found = {}
-    for part, names in (("warm", warm), ("cold", cold)):
-        pairs = [(name.encode(), entries.pop(name)) for name in sorted(names)]
-        found[part] = b"\0".join(word for pair in pairs for word in pair)
-    return found
+    return {
+        part: b"\0".join(word for name in sorted(names) for word in (name.encode(), texts[name]))
+        for part, names in (("warm", warm), ("cold", texts.keys() - warm))
+    }
 
 
-def digest_of(texts: "dict[str, bytes]") -> bytes:
-    """What a compiled file begins with if it was made from these texts."""
-    words = [COMPILE.encode(), *(texts[part] for part in sorted(texts))]
-    return hashlib.sha256(b"\0".join(words)).hexdigest().encode()
+def is_compiled(digest: str) -> bool:
+    """Whether src/compiled.zip is of this source, and whole."""
+    try:
+        with zipfile.ZipFile(COMPILED) as entries:
+            return entries.comment.startswith(digest.encode()) and entries.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
-def compile_anew(texts: "dict[str, bytes]") -> None:
-    """Make of src/compiled/ what the texts say, with every Python that the tests find.
+def compile_with_all(texts: "dict[str, bytes]", digest: str) -> None:
+    """Make src/compiled.zip, with every Python that the tests find.
 
     Raises:
         subprocess.CalledProcessError: one of them failed.
@@ -280,67 +300,63 @@ def compile_anew(texts: "dict[str, bytes]") -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     from support import interpreters  # type: ignore[import-not-found]
 
-    for path in COMPILED.glob("*"):
-        path.unlink()
-    COMPILED.mkdir(exist_ok=True)
-    digest = digest_of(texts)
-    for python in interpreters.find():
+    pythons = interpreters.find()
+    compiled = {}
+    for python in pythons:
         for part, text in texts.items():
-            command = [python.path, "-IS", "-c", COMPILE]
+            command = [python.path, "-IS", "-c", COMPILE, part]
             made = subprocess.run(command, input=text, stdout=subprocess.PIPE, check=True).stdout
-            number, code = int.from_bytes(made[:2], "little"), made[2:]
-            # Here and not in the zip archive, for the same bytes whichever zlib builds that.
-            data = zlib.compress(code, 9) if part == "cold" else code
-            (COMPILED / "{}-{}".format(part, number)).write_bytes(digest + data)
-    names = ", ".join(python.name for python in interpreters.find())
-    print("compiled by Python {}; any other compiles at each start".format(names))
+            compiled["{}-{}".format(part, int.from_bytes(made[:2], "little"))] = made[2:]
+    versions = ["{}.{}.{}".format(*python.version) for python in pythons]
+    whole = zipped(b"", compiled, " ".join([digest, *versions]))
+    # By a rename: two may build at once, and one may be interrupted.
+    with tempfile.NamedTemporaryFile(dir=COMPILED.parent, delete=False) as file:
+        file.write(whole)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, COMPILED)
+    print("compiled by Python {}; any other compiles at each start".format(", ".join(versions)))
 
 
-def entry(archive: str, digest: bytes) -> str:
-    """What runs first, for one of the ways to be entered."""
-    rooms = [path.parent.name for path in (ROOT / "src" / PACKAGE).glob("*/__init__.py")]
-    names = "({})".format(", ".join('"{}"'.format(room) for room in ["", *sorted(rooms)]))
-    return ENTRY.format(archive=archive, digest=digest.decode(), rooms=names)
+def zipped(before: bytes, entries: "dict[str, bytes]", comment: str = "") -> bytes:
+    """A zip archive of these entries, behind what is to come before it."""
+    result = io.BytesIO()
+    result.write(before)
+    with zipfile.ZipFile(result, "a") as archive:
+        archive.comment = comment.encode()
+        for name in sorted(entries):
+            info = zipfile.ZipInfo(name, DATE)
+            info.create_system = 3  # Unix, whatever builds it
+            info.external_attr = 0o100644 << 16
+            archive.writestr(info, entries[name])
+    return result.getvalue()
 
 
-def entered_straight(bundle: Path, check: bool) -> bytes:
+def entered_straight(bundle: Path, texts: "dict[str, bytes]", digest: str) -> bytes:
     """The bundle that shiv wrote, with our header and ``__main__.py``, without its bootstrap."""
     with zipfile.ZipFile(bundle) as shivs:
         entries = {
             info.filename: shivs.read(info)
             for info in shivs.infolist()
-            if not info.filename.startswith("_bootstrap/")
+            if not info.filename.startswith("_bootstrap/") and not info.filename.endswith(".py")
         }
-    texts = parts(entries)
-    digest = digest_of(texts)
-    compiled = {path.name: path.read_bytes() for path in COMPILED.glob("*")}
-    current = [data.startswith(digest) for data in compiled.values()]
-    if not check and not (current and all(current)):
-        compile_anew(texts)
-        compiled = {path.name: path.read_bytes() for path in COMPILED.glob("*")}
-    entries.update(texts)
-    entries.update(each for each in compiled.items() if each[1].startswith(digest))
+    with zipfile.ZipFile(COMPILED) as compiled:
+        modules = {**texts, **{name: compiled.read(name) for name in compiled.namelist()}}
+    entries.update((name, digest.encode() + data) for name, data in modules.items())
+    numbers = sorted(int(name[5:]) for name in modules if name.startswith("warm-"))
+    rooms = sorted(path.parent.name for path in (ROOT / "src" / PACKAGE).glob("*/__init__.py"))
+    values = {"digest": digest, "numbers": numbers, "rooms": json.dumps(["", *rooms])}
     entries["__main__.py"] = MAIN.encode()
-    entries["entry.py"] = entry(IN_ZIPAPP, digest).encode()
-    result = io.BytesIO()
-    result.write(header(digest).encode())
-    with zipfile.ZipFile(result, "a") as ours:
-        for name in sorted(entries):
-            info = zipfile.ZipInfo(name, DATE)
-            info.create_system = 3  # Unix, whatever builds it
-            info.external_attr = 0o100644 << 16
-            ours.writestr(info, entries[name])
-    return result.getvalue()
+    entries["entry.py"] = ENTRY.format(archive=IN_ZIPAPP, **values).encode()
+    return zipped(header(FIRST + ENTRY.format(archive=IN_HEADER, **values) + FROM_HEADER), entries)
 
 
-def header(digest: bytes) -> str:
-    """What /bin/sh runs, where the artifact is run directly."""
+def header(started: str) -> bytes:
+    """What /bin/sh runs, where the artifact is run directly; it starts Python with this text."""
     version = next(
         line.split('"')[1]
         for line in (ROOT / "src" / PACKAGE / "__init__.py").read_text().splitlines()
         if line.startswith("__version__")
     )
-    started = FIRST + entry(IN_HEADER, digest) + FROM_HEADER
     assert "'" not in started, "the header quotes it with apostrophes"
     lines = (ROOT / "src" / "header.sh").read_text().splitlines(keepends=True)
     # The first two lines are for whoever looks into the file; the others the shell would read.
@@ -352,7 +368,7 @@ def header(digest: bytes) -> str:
         "@sum@": str(sum(FIXED)),
     }.items():
         text = text.replace(word, value)
-    return text
+    return text.encode()
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ Faults are injected by strace(1) into the calls that a run makes itself, first, 
 of each kind; the interpreter's own start is left alone.
 """
 
+import fcntl
 import os
 import re
 import resource
@@ -346,6 +347,38 @@ def test_the_artifact_that_is_removed_under_it(spawn, artifact, tmp_path):
         (tmp_path / "moved").rename(copy)
 
 
+@pytest.mark.parametrize("end", ["free", "timeout", "signal"])
+@pytest.mark.parametrize("by", ["rm", "mv", "cp"])
+def test_the_artifact_may_go_while_a_start_waits(artifact, tmp_path, by, end):
+    """For minutes, perhaps: it has read all that it may need, before it waits."""
+    copy = Path(shutil.copy(artifact, tmp_path / "copy"))
+    archive = crash.archive(tmp_path / "archive", "tar.gz")
+    words = ["-e", archive, "-d", tmp_path / "kept", "-w", "2" if end == "timeout" else "60"]
+    (tmp_path / "kept").mkdir()
+    holder = os.open(tmp_path / "kept", os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    waiter = subprocess.Popen(
+        [sys.executable, copy, *words, "hello"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.wait_for(lambda: str(tmp_path / "kept") in process.open_files(waiter.pid))
+    other = tmp_path / "other"
+    other.write_bytes(b"#" + artifact.read_bytes()[:-1])
+    subprocess.run({"rm": ["rm", copy]}.get(by, [by, other, copy]), check=True)
+    if end == "signal":
+        waiter.terminate()
+    elif end == "free":
+        os.close(holder)
+    output, errors = waiter.communicate(timeout=60)
+    if end != "free":
+        os.close(holder)
+    if end == "timeout":
+        refused(subprocess.CompletedProcess((), waiter.returncode, output, errors), 75)
+    elif end == "signal":
+        assert (waiter.returncode, output) == (128 + signal.SIGTERM, b"")
+    else:
+        assert output.startswith(b"hello from "), errors
+
+
 def without(artifact, part):
     """The artifact's bytes; where an entry begins, or each of the entries of a part, are zeros."""
     data = artifact.read_bytes()
@@ -399,22 +432,24 @@ def test_an_artifact_without_a_part_of_it_says_so(artifact, tmp_path, name, how)
 
 
 @pytest.mark.parametrize("part", ["warm", "cold"])
-def test_code_of_another_artifact_is_not_run(artifact, tmp_path, part):
+@pytest.mark.parametrize("debug", ["", "traceback"], ids=["compiled", "text"])
+def test_a_module_of_another_artifact_is_not_run(artifact, tmp_path, part, debug):
     """An artifact that is replaced as it starts, by another version whose entries lie alike."""
     copy = tmp_path / "copy"
     data = artifact.read_bytes()
     with zipfile.ZipFile(artifact) as entries:
-        names = [name for name in entries.namelist() if name.startswith(part + "-")]
-        for name in names:
-            compiled = entries.read(name)
-            assert data.count(compiled) == 1
-            data = data.replace(compiled, bytes(64) + compiled[64:])
-    assert names
+        modules = [name for name in entries.namelist() if name.partition("-")[0] == part]
+        assert len(modules) > 1
+        for name in modules:
+            held = entries.read(name)
+            assert data.count(held) == 1
+            data = data.replace(held, b"0" * 64 + held[64:])
     copy.write_bytes(data)
     archive = crash.archive(tmp_path / "archive", "tar.gz")
+    env = {**os.environ, "PONCHO_PACKAGE_RUN_DEBUG": debug}
     for python in interpreters.find():
         command = [python.path, copy, "-e", archive, "hello"]
-        refused(subprocess.run(command, capture_output=True, timeout=60), 74, str(copy))
+        refused(subprocess.run(command, capture_output=True, timeout=60, env=env), 74, str(copy))
 
 
 @pytest.mark.parametrize("place", ["temporary", "kept"])

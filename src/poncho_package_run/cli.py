@@ -145,6 +145,8 @@ def main(
             # The artifact has been removed or replaced under us, so that nothing can be imported.
             status = 74
             text = "poncho_package_run: {} was removed or changed while it ran; copy it anew\n"
+            if isinstance(error, MemoryError):
+                text = "poncho_package_run: out of memory\n"
             try:
                 os.write(2, os.fsencode(text.format(__file__.rsplit("/", 3)[0])))
             except OSError:

@@ -265,8 +265,8 @@ def zip(bench):
 def many(bench):
     """Cold start, 300,000 files of 10 bytes"""
     units = 300 if bench.options.quick else 3000
-    archive = environments.grown(bench.environment, "tiny", units)
-    case = f"{units * environments.TINY:,} files of 10 bytes, tar.gz"
+    archive = environments.grown(bench.environment, "bare", units)
+    case = f"{units * environments.BARE:,} files of 10 bytes, tar.gz"
     bench.compare(case, [
         bench.keeping(OURS, bench.commands.ours(archive, bench.directory)), bench.alone(archive),
         *(one for one in bench.extracting(archive) if one.name == TAR),

@@ -62,7 +62,7 @@ FORMATS = {
 # The same tar, compressed by zstd -T2.
 LEVELS = {"tar.zst -3": "-3", "tar.zst -19": "-19"}
 
-TINY = 100  # files of a unit of small ones
+BARE = 100  # files of a unit of small ones
 
 THREADS = max(2, os.cpu_count() or 2)
 
@@ -305,7 +305,8 @@ def grown(environment: Environment, kind: str, units: int) -> Path:
     A unit of "files" is 1,500 small text files, one in eight of them with a prefix record (about
     as many as in the scientific environment); a unit of "bytes" is 40 MB of shared libraries;
     both come from ``environment``. A unit of "memory" is 10 MB of bytes that do not compress,
-    packed in parallel blocks; a unit of "tiny" is 100 files of 10 bytes, none with a record.
+    packed in parallel blocks; a unit of "bare" is 100 files of 10 bytes, none with a record: tar
+    adds them to what conda-pack has packed, which would give each of them one.
     """
     folder = environment.folder / "grown"
     path = folder / f"{kind}-{units:02}.tar.gz"
@@ -327,11 +328,10 @@ def grown(environment: Environment, kind: str, units: int) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             # A copy: names of one file would become hard links in the archive.
             shutil.copy2(source, target)
-        if not sources:
+        if kind == "memory":
             (tree / part).mkdir(parents=True)
-        for index in range({"memory": 20, "tiny": TINY}.get(kind, 0)):
-            (tree / part / f"{index:02}.bin").write_bytes(
-                os.urandom(1 << 19) if kind == "memory" else b"\0%09d" % (number * TINY + index))
+            for index in range(20):
+                (tree / part / f"{index:02}.bin").write_bytes(os.urandom(1 << 19))
     link(finish_package(package, "unit", "1", PLACEHOLDER), tree, tree)
     # With a python in bin/, conda-unpack runs in it.
     (tree / "bin").mkdir()
@@ -339,6 +339,19 @@ def grown(environment: Environment, kind: str, units: int) -> Path:
         os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
     say("packing " + str(path))
     pack(tree, path, "tar.gz", THREADS if kind == "memory" else 1)
+    if kind == "bare":
+        whole = scratch / "whole"
+        whole.mkdir()
+        subprocess.run(["tar", "-xzf", path, "-C", whole], check=True)
+        for number in range(units):
+            part = whole / "share" / f"part{number:03}"
+            part.mkdir(parents=True)
+            for index in range(BARE):
+                (part / f"{index:02}.bin").write_bytes(b"\0%09d" % (number * BARE + index))
+        partial = path.with_suffix(".partial")
+        command = ["tar", "--sort=name", "-I", "gzip -4", "-C", whole, "-cf", partial]
+        subprocess.run([*command, *sorted(os.listdir(whole))], check=True)
+        partial.rename(path)
     shutil.rmtree(scratch)
     return path
 

@@ -79,3 +79,14 @@ def descendants_of(pid: int) -> list[int]:
     """The living processes that ``pid`` started, and theirs."""
     children = children_of(pid)
     return [*children, *(each for child in children for each in descendants_of(child))]
+
+
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process lead to."""
+    found = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            found.append(os.readlink(entry.path))
+        except FileNotFoundError:
+            pass  # closed meanwhile
+    return found

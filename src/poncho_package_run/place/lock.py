@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Promised is a tenth of a second.  A look costs 0.2 ms of a processor, most of it for waking up: 31
 # waiters that look each 0.04 s take 8 % of two cores from the one that unpacks.
-POLL = 0.08
+POLL = 0.06
 
 # Lustre without flock; NFS without lockd; NFSv4 on a read-only descriptor; DVS and autofs
 # (ENOTSUPP, which has no name outside the kernel); BSD and macOS mounts; FUSE; shared HOMEs.
