@@ -130,7 +130,7 @@ def inflated(
         for chunk in state.feed(data):
             given.add(chunk)
             yield chunk
-        data = source.pread(min(_INPUT, end - at), at)
+        data = source.pread(min(_INPUT, end - at), at) if at < end else b""
         if state.finished or not data:
             break
         at += len(data)

@@ -66,6 +66,9 @@ _UNORDERED = 1 << 18
 # Big enough that a member of the usual size costs one read and one inflate.
 _INPUT, _OUTPUT = 1 << 18, 1 << 20
 
+# Up to here zlib's CRC-32 keeps the interpreter's lock, which another thread would take meanwhile.
+_FEW = 5 << 10
+
 
 def recognises(head: bytes) -> bool:
     """Whether a file that starts with ``head`` (4 bytes or more) is a zip archive."""
@@ -197,7 +200,8 @@ def _body(
     piece = memoryview(head)[data : data + csize]
     content = _content(source, name, method, sizes, piece, position)
     if native is not None and method == _DEFLATED:
-        given = Given(native.crc32)
+        # zlib's does not let go of the interpreter for so few bytes.
+        given = Given(zlib.crc32 if usize <= _FEW else native.crc32)
         try:
             first = piece.tobytes()
             for chunk in inflated(native, source, first, position, end, crc, usize, given):

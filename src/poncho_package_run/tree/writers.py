@@ -11,7 +11,7 @@ from ..machine.signals import check
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Deque, Dict, List, Optional, Tuple
+    from typing import Callable, Deque, Dict, Iterator, List, Optional, Tuple
 
     from ..machine.native import Native
 
@@ -29,6 +29,10 @@ _WAITING_BYTES = 4 << 20
 # Of a batch: content, and chunks.
 _BATCH_BYTES = 1 << 19
 _CHUNKS = 3
+
+# A body of up to so many bytes that is made as it is read, a zip's, is read before it is written:
+# then it is part of a batch (0.85 of the time).
+_FLAT = 1 << 16
 
 # Seconds: how long to wait before looking for a signal, and for all threads to end.  Longer than
 # that takes only one who is stuck in a system call.
@@ -65,6 +69,21 @@ def write(handle: int, member: Member, look: "Optional[Callable[[], None]]" = No
             os.utime(handle, ns=(member.mtime_ns, member.mtime_ns))
     finally:
         os.close(handle)
+
+
+def _read(member: Member, native: "Native") -> None:
+    """Have a body lie in memory; what goes wrong is told by who uses it, in its turn."""
+    try:
+        pieces = tuple([bytes(piece) for piece in member.body])
+    except Exception as error:
+        member.body = _broken(error)
+        return
+    member.body, member.addresses = pieces, tuple(map(native.address_of, pieces))
+
+
+def _broken(error: Exception) -> "Iterator[bytes]":
+    yield from ()
+    raise error
 
 
 class _Closed(Exception):
@@ -281,6 +300,8 @@ class Writers:
         pack = native.piece.pack
         pieces, names = [], []
         for directory, name, member in batch:
+            if type(member.body) is not tuple and member.size <= _FLAT:
+                _read(member, native)
             body, addresses, mtime_ns = member.body, member.addresses, member.mtime_ns
             if type(body) is not tuple or len(body) != len(addresses):
                 break
