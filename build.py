@@ -287,7 +287,7 @@ def is_compiled(digest: str) -> bool:
     try:
         with zipfile.ZipFile(COMPILED) as entries:
             return entries.comment.startswith(digest.encode()) and entries.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # there is none, or it is damaged: the ways are many
         return False
 
 
@@ -310,10 +310,11 @@ def compile_with_all(texts: "dict[str, bytes]", digest: str) -> None:
     versions = ["{}.{}.{}".format(*python.version) for python in pythons]
     whole = zipped(b"", compiled, " ".join([digest, *versions]))
     # By a rename: two may build at once, and one may be interrupted.
-    with tempfile.NamedTemporaryFile(dir=COMPILED.parent, delete=False) as file:
-        file.write(whole)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, COMPILED)
+    with tempfile.TemporaryDirectory(dir=COMPILED.parent) as scratch:
+        partial = Path(scratch, COMPILED.name)
+        partial.write_bytes(whole)
+        partial.chmod(0o644)
+        partial.replace(COMPILED)
     print("compiled by Python {}; any other compiles at each start".format(", ".join(versions)))
 
 

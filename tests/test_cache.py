@@ -302,7 +302,9 @@ def test_200_runs_of_12_archives_in_a_cache_for_four(run, spawn, use, cache, tmp
     assert all(each.is_whole for each in whole)
     assert sum(each.size for each in whole) <= 410 << 10
     assert len(whole) == 4
-    assert private(cache) == []
+    # (Of one that was killed before it could sign an empty directory stays.)
+    left = [path for path in crash.private_directories(cache) if not crash.is_unowned(path)]
+    assert left == []
 
 
 def test_what_another_machine_has_used_lately_is_left_alone(use, cache, tmp_path):

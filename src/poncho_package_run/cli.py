@@ -146,7 +146,7 @@ def main(
             status = 74
             text = "poncho_package_run: {} was removed or changed while it ran; copy it anew\n"
             if isinstance(error, MemoryError):
-                text = "poncho_package_run: out of memory\n"
+                text = "poncho_package_run: out of memory; give the task more\n"
             try:
                 os.write(2, os.fsencode(text.format(__file__.rsplit("/", 3)[0])))
             except OSError:

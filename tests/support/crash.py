@@ -488,14 +488,17 @@ class Scenario:
         self.found = set(self.place.left(strict=True))
         name, log = signal.Signals(number).name, self.place.root / "log"
         injection = f"inject={point.name}:signal={name}:when={point.number}"
-        wrapper = tracing.strace("-e", f"trace={point.name}", "-e", injection, log=log)
+        traced = f"trace={point.name},execve"
+        wrapper = tracing.strace("-e", traced, "-e", injection, log=log)
         command = self.killed[len(self.options) :]
         if point.before_command:
             # A signal that was taken note of, and then forgotten, shows in one that goes on.
             command = ["sh", "-c", "sleep 2; echo went on"]
         result = self.place.run(*self.options, *command, wrapper=wrapper, outer=self.killed_in)
-        reached = f"--- {name} " in log.read_text()
+        before, reached, _ = log.read_text().partition(f"--- {name} ")
         log.unlink()
+        if "went on" in before:
+            return False  # and more of the calls before the command were another thread's
         if reached and (result.returncode or point != self.last):
             # Behind the removal of a temporary environment there is nothing to give up.
             self.check_interrupted(result, number)

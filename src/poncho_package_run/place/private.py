@@ -62,6 +62,8 @@ class PrivateDirectory:
         self._left = False
         self._short: Optional[PrivateDirectory] = None
         self.descriptor = self.content = -1
+        # Before there is a directory, since it needs memory, as does removing one.
+        described = _described()
         # No signal comes between this and the context that removes it: see machine.signals.
         name = b"%d-%s" % (os.geteuid(), os.urandom(4).hex().encode())
         self.path = parent + b"/" + (HIDDEN if hidden else _SHOWN) + name
@@ -73,7 +75,7 @@ class PrivateDirectory:
         try:
             self.descriptor = os.open(self.path, _OPEN)
             lease(self.descriptor, fcntl.LOCK_SH)
-            self._sign()
+            self._sign(described)
             os.mkdir(CONTENT, 0o777, dir_fd=self.descriptor)
             self.content = os.open(CONTENT, _OPEN, dir_fd=self.descriptor)
         except BaseException as error:
@@ -176,16 +178,21 @@ class PrivateDirectory:
             finally:
                 shut(handle)
 
-    def _sign(self) -> None:
-        import json
-
+    def _sign(self, described: bytes) -> None:
         handle = os.open(
             OWNER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFELY, 0o600, dir_fd=self.descriptor
         )
         try:
-            os.write(handle, json.dumps(process.describe(), sort_keys=True).encode("ascii"))
+            os.write(handle, described)
         finally:
             os.close(handle)  # also what makes an NFS client show others the content
+
+
+def _described() -> bytes:
+    """What the owner's file says."""
+    import json
+
+    return json.dumps(process.describe(), sort_keys=True).encode("ascii")
 
 
 def temporary() -> PrivateDirectory:

@@ -63,14 +63,14 @@ def empty(directory: int, keep_last: bytes = b"") -> bool:
 
 
 def _twice(attempt: "Callable[[int], bool]") -> bool:
-    """What fails once may do the second time: it was in use, or threads had all descriptors."""
+    """What fails once may do the second time: in use, or threads had all descriptors or memory."""
     for threads in (min(usable(), 4), 1):
         try:
             if attempt(threads):
                 return True
         except FileNotFoundError:
             return True
-        except OSError:
+        except (OSError, MemoryError):
             pass
     return False
 

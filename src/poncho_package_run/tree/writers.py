@@ -281,6 +281,7 @@ class Writers:
                 at += self._write_natively(self._native, batch[at:])
                 if at == len(batch):
                     break
+                self._look()
             directory, name, member = batch[at]
             at += 1
             try:
@@ -301,6 +302,7 @@ class Writers:
         pieces, names = [], []
         for directory, name, member in batch:
             if type(member.body) is not tuple and member.size <= _FLAT:
+                self._look()  # reading may be slow
                 _read(member, native)
             body, addresses, mtime_ns = member.body, member.addresses, member.mtime_ns
             if type(body) is not tuple or len(body) != len(addresses):
