@@ -3,6 +3,7 @@
 import ast
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -160,10 +161,16 @@ class Bench:
             left / right <= limit if limit else None))
 
     def excess(self, case, contender, rivals, limit) -> None:
-        """Add the row ours - sum of rivals, in seconds, all of one case."""
+        """Add the row ours - sum of rivals, in seconds, all of one case.
+
+        The median of each round's difference: what changes the machine's speed between two rounds,
+        10 ms of a start on some, changes both sides.
+        """
         measured = self.results[case]
         total = sum(measured[name].wall for name in rivals)
-        over = measured[contender].wall - total
+        over = statistics.median(
+            wall - sum(measured[name].walls[number] for name in rivals)
+            for number, wall in enumerate(measured[contender].walls))
         self.rows.append(Row(
             case, f"{duration(measured[contender].wall)} ({contender})",
             "{} ({})".format(duration(total), " + ".join(rivals)), "%+.1f ms" % (over * 1000),

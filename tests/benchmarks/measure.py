@@ -29,17 +29,22 @@ class Sample:
 
 @dataclass
 class Summary:
-    """The median run of one contender."""
+    """The median run of one contender; ``walls`` are those of each round."""
 
     wall: float
     cpu: float
     peak: int
-    rounds: int
+    walls: tuple
+
+    @property
+    def rounds(self) -> int:
+        return len(self.walls)
 
     @classmethod
     def of(cls, samples, peak=0):
         return cls(statistics.median(sample.wall for sample in samples),
-                   statistics.median(sample.cpu for sample in samples), peak, len(samples))
+                   statistics.median(sample.cpu for sample in samples), peak,
+                   tuple(sample.wall for sample in samples))
 
 
 def run(argv, environment, cores=None, memory=False, output=os.devnull) -> Sample:
