@@ -64,9 +64,10 @@ import gc, marshal, os
 gc.disable()
 {archive}
 unread, sources = ["cold", "warm"], {{}}
-number = getattr(sys.modules.get("_frozen_importlib_external"), "MAGIC_NUMBER", b"")[:2]
+number = getattr(sys.modules.get("_frozen_importlib_external"), "MAGIC_NUMBER", b"")
+number = int.from_bytes(number[:2], "little")
 traceback = os.environ.get("PONCHO_PACKAGE_RUN_DEBUG") == "traceback"
-compiled = int.from_bytes(number, "little") in {numbers} and not traceback
+compiled = number in {numbers} and not traceback
 def modules(part):
     global compiled, zlib
     if compiled and part == "cold":
@@ -74,7 +75,7 @@ def modules(part):
             import zlib
         except ImportError:
             compiled = False
-    name = "%s-%d" % (part, int.from_bytes(number, "little")) if compiled else part
+    name = "%s-%d" % (part, number) if compiled else part
     data = archive.get_data(name)
     if data[:64] != b"{digest}":
         raise ValueError(name)

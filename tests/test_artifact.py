@@ -178,7 +178,7 @@ with zipfile.ZipFile(sys.argv[1]) as entries:
 
 # The artifact, counting characters that are compiled.
 COUNT = """\
-import atexit, os, runpy, sys
+import os, runpy, sys
 sizes = []
 def hook(event, words):
     if event == "compile":

@@ -6,6 +6,8 @@ Python's ``tarfile`` is not used: it ends in silence at a damaged header and at 
 member with a body, and costs three times as much a member.
 """
 
+import functools
+
 from ..telling.errors import ArchiveError
 from ..telling.messages import printable
 from .member import DIRECTORY, FILE, HARDLINK, SYMLINK, Member
@@ -24,11 +26,8 @@ BLOCK = 512
 _ZEROS = bytes(BLOCK)
 _FLAT = 1 << 16  # a body up to this size that spans two chunks is joined, to be detached
 
-# What octal fields come to, and of checksums (see ``_is_header``) the low half of the Adler-32 that
-# the block must have: the same few occur again and again (7 % of 300,000 small files).
+# Of fields of one kind the same few occur again and again (7 % of 300,000 small files).
 _KEPT = 4096
-_numbers: "Dict[bytes, int]" = {}
-_checksums: "Dict[bytes, int]" = {}
 
 # Where bodies are written from where they lie, one up to this size is detached in its pieces: the
 # chunks that hold them wait with it.
@@ -84,7 +83,7 @@ def members(
                 )
             break
         kind = block[156:157]
-        size = _numbers.get(block[124:136])
+        size = _octal(block[124:136])
         if size is None:
             size = _number(block[124:136], "size", block)
         if kind in b"xXgLK":
@@ -121,7 +120,7 @@ def members(
         longname = longlink = None
         if mtime_ns is None:
             mtime_ns = _number(block[136:148], "mtime", block) * 1000000000
-        mode = _numbers.get(block[100:108])
+        mode = _octal(block[100:108])
         if mode is None:
             mode = _number(block[100:108], "mode", block)
         mode &= 0o7777
@@ -389,28 +388,41 @@ def _is_header(block: bytes) -> bool:
     is one plus the sum of all bytes modulo 65,521, and ten times quicker than ``sum`` (0.2
     against 2.6 microseconds, two header blocks a member).
     """
-    field = block[148:156]
-    if adler32 is not None and adler32(block) & 0xFFFF == _checksums.get(field):
-        return True
-    text = field.strip(b" \0")
-    try:
-        stated = int(text, 8) if text.isdigit() else -1
-    except ValueError:
-        return False
+    stated, low = _stated(block[148:156])
     if stated < 0:
         return False
     if adler32 is not None:
-        low = (stated - 256 + (adler32(field) & 0xFFFF)) % 65521
         if adler32(block) & 0xFFFF == low:
-            if len(_checksums) >= _KEPT:
-                _checksums.clear()
-            _checksums[field] = low
             return True
-    elif stated == sum(block) - sum(field) + 256:
+    elif stated == sum(block) - sum(block[148:156]) + 256:
         return True
     # Some old tars summed signed bytes.
     plain = block[:148] + b" " * 8 + block[156:]
     return stated == sum(plain) - 256 * sum(byte > 127 for byte in plain)
+
+
+@functools.lru_cache(_KEPT)
+def _stated(field: bytes) -> "Tuple[int, int]":
+    """What a checksum field says (-1: nothing), and the low half of such a block's Adler-32."""
+    text = field.strip(b" \0")
+    try:
+        stated = int(text, 8) if text.isdigit() else -1
+    except ValueError:
+        stated = -1
+    if adler32 is None:
+        return stated, -1
+    return stated, (stated - 256 + (adler32(field) & 0xFFFF)) % 65521
+
+
+@functools.lru_cache(_KEPT)
+def _octal(field: bytes) -> "Optional[int]":
+    """A numeric field as most write it, digits and an end; None for any other: see _number."""
+    if field[-1] not in b"\0 " or not field[:-1].isdigit():
+        return None
+    try:
+        return int(field[:-1], 8)
+    except ValueError:
+        return None
 
 
 def _number(field: bytes, what: str, block: bytes) -> int:
@@ -435,11 +447,7 @@ def _number(field: bytes, what: str, block: bytes) -> int:
             return 0
     if text.isdigit():
         try:
-            value = int(text, 8)
-            if len(_numbers) >= _KEPT:
-                _numbers.clear()
-            _numbers[field] = value
-            return value
+            return int(text, 8)
         except ValueError:
             pass  # an 8 or a 9: told below, as any other byte that is not octal
     raise ArchiveError(
