@@ -63,7 +63,15 @@ def ground(artifact: Path) -> Iterator[Callable[..., crash.Place]]:
     """Make the place of a scenario, in a folder that other users may enter too."""
     with tempfile.TemporaryDirectory() as root:
         os.chmod(root, 0o755)
-        yield lambda format="tar.gz": crash.Place(Path(root, "place"), artifact, format)
+        places = []
+
+        def make(format: str = "tar.gz") -> crash.Place:
+            places.append(crash.Place(Path(root, "place"), artifact, format))
+            return places[-1]
+
+        yield make
+        for place in places:
+            place.end()
 
 
 # Where it matters how bytes are decoded and files written, all is tried with the library in C and

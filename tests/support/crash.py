@@ -222,12 +222,13 @@ class Place:
         self.archive = archive(root / "archive", format.replace(LIBRARY, ""))
         self.tmp.mkdir(exist_ok=True)
         self.known = {self.archive, self.tmp}
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def start(
         self, *words: Word, wrapper: Sequence[Word] = (), outer: Sequence[Word] = ()
     ) -> "subprocess.Popen[bytes]":
         """Start the tool, by default in a session of its own."""
-        return subprocess.Popen(
+        started = subprocess.Popen(
             [*outer, *self.outer, *wrapper, *self.inner, *self.python, self.artifact, *words],
             env=self.variables,
             stdin=subprocess.DEVNULL,
@@ -236,12 +237,21 @@ class Place:
             cwd=self.cwd,
             start_new_session=True,
         )
+        self._started.append(started)
+        return started
 
     def run(
         self, *words: Word, wrapper: Sequence[Word] = (), outer: Sequence[Word] = ()
     ) -> "subprocess.CompletedProcess[bytes]":
         """Run the tool to its end, in two minutes at most."""
         return finish(self.start(*words, wrapper=wrapper, outer=outer))
+
+    def end(self) -> None:
+        """Kill what still runs: a test that fails leaves none to those that come behind it."""
+        for started in self._started:
+            if started.poll() is None:
+                os.killpg(started.pid, signal.SIGKILL)
+            started.communicate()
 
     def clean(self) -> None:
         """Remove what runs have left; only the archive stays."""
@@ -326,10 +336,14 @@ class Stopped:
 
     def go_on_to_the_next_stop(self) -> None:
         """Let it go on until it is stopped once more."""
+        sent = 0.0
 
         def stopped_again() -> bool:
-            if not self._is_stopped(2):
+            nonlocal sent
+            # Whoever is told twice may be told behind the next stop, and goes on from there.
+            if b"SIGCONT" not in self.log.read_bytes() and time.monotonic() > sent + 5:
                 self._continue()
+                sent = time.monotonic()
             return self._is_stopped(2) or self.process.poll() is not None
 
         process.wait_for(stopped_again)
