@@ -121,7 +121,7 @@ def prepared(
         with Lock(directory, options.wait_for_lock, make) as lock:
             for _ in range(_ROUNDS):
                 with report.phase("lock"):
-                    prefix = lock.wait(found, report.waiting)
+                    prefix = lock.wait(found, report.waiting, directory + b"/" + MARKER)
                 if prefix is None:
                     from .place.settle import settle
 
