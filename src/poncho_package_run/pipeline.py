@@ -100,8 +100,10 @@ def prepared(
     with Report(options.debug) as report, interruptible():
 
         def found() -> "Optional[bytes]":
+            if not os.path.lexists(directory + b"/" + MARKER):
+                return None  # told by one call, for those who wait
             prefix = ready_prefix(directory, archive)
-            if prefix is None and os.path.lexists(directory + b"/" + MARKER):
+            if prefix is None:
                 from .place.settle import at_once
 
                 prefix = at_once(directory, archive, report, is_others)
@@ -121,7 +123,7 @@ def prepared(
         with Lock(directory, options.wait_for_lock, make) as lock:
             for _ in range(_ROUNDS):
                 with report.phase("lock"):
-                    prefix = lock.wait(found, report.waiting, directory + b"/" + MARKER)
+                    prefix = lock.wait(found, report.waiting)
                 if prefix is None:
                     from .place.settle import settle
 
