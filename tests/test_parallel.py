@@ -84,9 +84,13 @@ CONTENTS = {
     "noise": noise(2),
     "noise with flushes": noise(3, planted=FLUSH),
     "noise with false ends": noise(4, planted=FLUSH + b"\x03\x00"),
-    "noise with false streams": noise(5, planted=b"BZh91AY&SY"),
+    "noise with false streams": noise(5, planted=b"BZh91AY&SY" + b"\xfd7zXZ\x00"),
     "text with noise": text(6, SIZE // 2) + noise(7, SIZE // 4, FLUSH) + text(8, SIZE // 4),
 }
+
+# What would be taken for the border of a block of gzip, and the plain noise beside it: in the
+# others nobody looks for that, and noise is what they are slowest with.
+OF_GZIP = {"noise", "noise with flushes", "noise with false ends"}
 
 
 def xz(data):
@@ -99,8 +103,15 @@ def archive(content):
     return history + tars.member(b"share/content", content) + tars.END
 
 
-@pytest.mark.parametrize("content", CONTENTS)
-@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize(
+    "stream, content",
+    [
+        (stream, content)
+        for stream in STREAMS
+        for content in CONTENTS
+        if "gzip" in stream or "pigz" in stream or content not in OF_GZIP
+    ],
+)
 def test_the_same_bytes_with_any_number_of_threads(run, tmp_path, variables, stream, content):
     packed = tmp_path / "packed"
     packed.write_bytes(STREAMS[stream](archive(CONTENTS[content])))
