@@ -7,6 +7,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Optional, Union
@@ -61,17 +62,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ground(artifact: Path) -> Iterator[Callable[..., crash.Place]]:
     """Make the place of a scenario, in a folder that other users may enter too."""
-    with tempfile.TemporaryDirectory() as root:
+    with tempfile.TemporaryDirectory() as root, ExitStack() as ending:
         os.chmod(root, 0o755)
-        places = []
 
         def make(format: str = "tar.gz") -> crash.Place:
-            places.append(crash.Place(Path(root, "place"), artifact, format))
-            return places[-1]
+            place = crash.Place(Path(root, "place"), artifact, format)
+            ending.callback(place.end)
+            return place
 
         yield make
-        for place in places:
-            place.end()
 
 
 # Where it matters how bytes are decoded and files written, all is tried with the library in C and

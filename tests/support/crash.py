@@ -250,9 +250,8 @@ class Place:
         """Kill what still runs: a test that fails leaves none to those that come behind it."""
         for started in self._started:
             if started.stdout is not None and not started.stdout.closed:  # nobody has waited for it
-                for pid in process.group_members(started.pid):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(started.pid, signal.SIGKILL)
                 started.communicate(timeout=60)
 
     def clean(self) -> None:
