@@ -129,7 +129,7 @@ _ppr_parse() {
             --unpack-to=*) _ppr_dir=${1#*=} ;;
             -e | --environment) shift && _ppr_env=$1 ;;
             -u | --unpack-to) shift && _ppr_dir=$1 ;;
-            -w | --wait-for-lock) shift ;;
+            -w | --wait-for-lock | --cache | --cache-limit) shift ;;
             -d)
                 case $2 in
                     - | [!-]*) shift && _ppr_dir=$1 ;;

@@ -474,9 +474,9 @@ def test_where_cd_would_go_elsewhere(root):
 
 # The rules of the command line, in sh and in Python
 
-POOL = ["-e", "-d", "-u", "-w", "-k", "-n", "--", "-", "a", "b c", "./-x", "-eE", "-dD", "-uU",
-        "-w5", "--environment", "--environment=E2", "--unpack-to", "--unpack-to=D2",
-        "--wait-for-lock", "--wait-for-lock=3", "--debug", "--keep-alive", "7"]  # fmt: skip
+POOL = [*cli.VALUES, *cli.VALUES, "-k", "-n", "--", "-", "a", "b c", "./-x", "-eE", "-dD", "-uU",
+        "-w5", "--environment=E2", "--unpack-to=D2", "--wait-for-lock=3", "--cache=C",
+        "--cache-limit=2G", "--debug", "--keep-alive", "7"]  # fmt: skip
 
 ASK = '\n_ppr_env= _ppr_dir=\n_ppr_parse "$@"\nprintf "%s\\n%s\\n" "$_ppr_env" "$_ppr_dir"\n'
 

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
-_VALUES = {
+VALUES = {
     "-e": "environment",
     "--environment": "environment",
     "-d": "unpack_to",
@@ -55,7 +55,7 @@ def parse(words: list) -> Options:
         else:
             name = word[:2]
             given = value = word[2:]
-        if name in _VALUES:
+        if name in VALUES:
             if not given:
                 following = words[at : at + 1]
                 if name == "-d" and (not following or following[0][:1] == "-" != following[0]):
@@ -68,7 +68,7 @@ def parse(words: list) -> Options:
                 at += 1
             if not value:
                 raise _usage("the value of {} is empty".format(name))
-            values[_VALUES[name]] = value
+            values[VALUES[name]] = value
         elif word == "--list-cache":
             options.list_cache = True
         elif word == "--debug":
