@@ -270,6 +270,30 @@ RECORDS: dict[str, str] = {
 }
 
 
+# Texts before and behind the placeholder, and what is none of its after a move.
+AROUND = [
+    b"-isystem%s/include -I%s/include -Wl,-rpath,%s/lib", b'"a\\n%s/lib\\t%s"',
+    b"see %s. Or %s, %s.", "\u8def\u5f84%s/x".encode(), b"file://%s file:%s .%s", b"a=%s:%s;b='%s'", b"[%s](%s)",
+]  # fmt: skip
+APART = [b"%s.bak %s-x %s1 %s_ %s.1", b"/x%s x%s x-y%s x.%s 1%s ./x%s"]
+
+
+def test_what_has_moved_names_the_place_where_it_lies(run, tmp_path):
+    """Whatever the text around it; but not what only looks like that place."""
+    text = b"\n".join(AROUND).replace(b"%s", PLACEHOLDER.encode())
+    archive = pack(tmp_path / "a", [("f", PLACEHOLDER, "text")], member(b"f", text))
+    one, two = tmp_path / "one", tmp_path / "two"
+    run("-e", archive, "-d", one, check=True)
+    assert (one / "f").read_bytes() == text.replace(PLACEHOLDER.encode(), bytes(one))
+    apart = b"\n".join(APART).replace(b"%s", bytes(one))
+    with open(one / "f", "ab") as file:
+        file.write(apart)
+    one.rename(two)
+    run("-e", archive, "-d", two, check=True)
+    assert (two / "f").read_bytes() == text.replace(PLACEHOLDER.encode(), bytes(two)) + apart
+
+
+
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_record_s_path_may_be_spelled_as_python_spells_it(run, tmp_path, name):
     path = RECORDS[name]

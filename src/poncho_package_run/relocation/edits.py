@@ -55,6 +55,9 @@ _WORD = frozenset(
     if each > 127 or chr(each).isalnum() or chr(each) in "._-"
 )
 
+_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ESCAPES = (b"n", b"t", b"r")
+
 
 class TooLong(Exception):
     """The prefix is longer than what a placeholder has room for in a string.
@@ -166,21 +169,25 @@ def _replaced_text(
 
 def _is_path(content: "Union[bytes, Contents]", start: int, sought: bytes) -> bool:
     """Whether what stands there is a path, or begins one: not part of another (``/usr/bin/env``,
-    ``/env-data``). It may follow a flag of one letter (``-L``), the ``//`` of a URL, or the dot of
-    what lies below another root (``./opt/env``, in Python's own list of how it was built).
+    ``/env-data``), though the end of a sentence may follow. It may follow a flag (``-L``,
+    ``-isystem``), a letter behind a backslash (the end of a line in a string), the ``//`` of a URL;
+    and one that is no mere name the dot of what lies below another root (``./opt/env``, in Python's
+    own list of how it was built), or a text in no need of blanks.
     """
     around = content.around if isinstance(content, Contents) else content.__getitem__
     stop = start + len(sought)
-    before, behind = around(slice(max(0, start - 2), start)), around(slice(stop, stop + 1))
-    if behind and behind in _WORD:
+    before, behind = around(slice(max(0, start - 12), start)), around(slice(stop, stop + 2))
+    if behind and behind[:1] in _WORD and (behind[:1] != b"." or behind[1:] in _WORD):
         return False
-    last = before[-1:]
+    last, letters = before[-1:], before.rstrip(_LETTERS)
     return (
         not last
         or (last not in _WORD and last != b"/")
-        or before == b"//"
-        or (before[:1] == b"-" and last.isalpha())
-        or (last == b"." and before[:1] not in _WORD and b"/" in sought[1:])
+        or before[-2:] == b"//"
+        or (letters != before and letters[-1:] == b"-" and letters[-2:-1] not in _WORD)
+        or (last in _ESCAPES and before[-2:-1] == b"\\")
+        or (last == b"." and before[-2:-1] not in _WORD and b"/" in sought[1:])
+        or (last > b"\x7f" and b"/" in sought[1:])
     )
 
 
