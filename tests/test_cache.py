@@ -88,6 +88,15 @@ def private(cache):
     return [path.name for path in crash.private_directories(cache)]
 
 
+def go_on(tool):
+    """Let a run that strace has stopped come to its end."""
+    while tool.poll() is None:
+        for each in process.descendants_of(tool.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGCONT)
+        time.sleep(0.05)
+
+
 # Where it lies, and when it is used
 
 
@@ -224,6 +233,9 @@ def test_what_was_used_least_recently_goes_first(use, cache, tmp_path):
 COMMANDS = {
     "itself": ["sh", "-c", "echo in; exec sleep 60"],
     "what it has left": ["sh", "-c", "sleep 60 & echo in; exit"],
+    "what it has left, without descriptors": [
+        sys.executable, "-c", "import subprocess; subprocess.Popen(['sleep', '60']); print('in')",
+    ],
     "without descriptors": [
         sys.executable, "-c",
         "import os, time; print('in', flush=True); os.closerange(3, 1000); "
@@ -237,6 +249,8 @@ def test_what_is_in_use_is_never_removed(use, spawn, cache, tmp_path, kind):
     first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
     running = spawn("--cache", cache, "-e", first, "--", *COMMANDS[kind])
     assert running.stdout.readline() == b"in\n"
+    if kind == "what it has left, without descriptors":
+        process.wait_for(lambda: not os.path.exists(f"/proc/{running.pid}/exe"))
     if kind == "without descriptors":
         process.wait_for(lambda: os.readlink(f"/proc/{running.pid}/cwd").startswith(str(cache)))
     result = use(second, limit="150K")
@@ -265,6 +279,7 @@ def test_by_how_much_leases_exceed_the_limit_is_told(use, spawn, cache, tmp_path
     total = (100_000 + 400_000) / 1024
     assert told, result.stderr
     assert abs(int(told.group(1)) - (total - 300)) < 5
+    assert b"alone takes 391K" in result.stderr
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
     use(first, "check", limit="300K", check=True)  # is there: nothing is unpacked, nothing removed
@@ -320,6 +335,17 @@ def test_what_another_machine_has_used_lately_is_left_alone(use, cache, tmp_path
     assert use(second, limit="150K", check=True).stderr == b""
     assert names(cache) == {sum_of(second)}
     assert not uses_of(cache, first).exists()
+
+
+def test_a_cache_that_was_copied_from_another_disk_is_in_use_nowhere(use, cache, tmp_path):
+    first, second = (make_archive(tmp_path / name, name, 100_000) for name in "ab")
+    use(first, check=True)
+    (own,) = uses_of(cache, first).iterdir()
+    if not own.read_text() or not os.major(cache.stat().st_dev):
+        pytest.skip("needs a machine id, and a disk, which no other machine can have")
+    own.rename(own.with_name(own.name + "1"))  # a device of another number, in this boot
+    assert use(second, limit="150K", check=True).stderr == b""
+    assert names(cache) == {sum_of(second)}
 
 
 def test_an_earlier_boot_of_this_machine_keeps_nothing(use, cache, tmp_path):
@@ -470,6 +496,18 @@ class TestSeveralUsers:
         assert (result.returncode, result.stderr) == (0, b"")
         assert sorted(str(path) for path in cache.rglob("*")) == before
 
+    def test_what_roots_cache_remembers_need_not_be_read(self, everybody_s, cache, tmp_path):
+        """Filled as the README says."""
+        path = make_archive(tmp_path / "a", "a")
+        path.chmod(0o600)
+        let_clock_step()
+        cache.mkdir()
+        cache.chmod(0o755)
+        assert self.call(everybody_s, 0, cache, path, tmp_path).returncode == 0
+        result = self.call(everybody_s, 12345, cache, path, tmp_path, "check")
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert self.call(everybody_s, 12345, tmp_path / "x", path, tmp_path).returncode
+
     def test_two_users_have_a_cache_each(self, everybody_s, tmp_path):
         path = make_archive(tmp_path / "a", "a")
         (tmp_path / "scratch").mkdir()
@@ -545,8 +583,22 @@ def test_an_environment_may_be_removed_by_hand(use, tiny, cache):
     assert use(tiny, check=True).stderr == b""
 
 
+def test_one_may_be_removed_by_hand_whatever_goes_on(spawn, cache, tmp_path):
+    path = make_archive(tmp_path / "a", "a", 100_000)
+    for _ in range(8):
+        running = [spawn("--cache", cache, "-e", path, "--", "true") for _ in range(4)]
+        while any(each.poll() is None for each in running):
+            subprocess.run(["rm", "-rf", cache / sum_of(path)], stderr=subprocess.DEVNULL)
+            time.sleep(random.random() / 20)
+        for each in running:
+            _, err = each.communicate()
+            assert each.returncode == 0, err
+            assert err.count(b"\n") <= 1
+
+
+@pytest.mark.parametrize("limit", [None, "100M"])
 @pytest.mark.parametrize("gone", [[MARKER], [MARKER, MANIFEST], [MANIFEST], ["conda-meta", MARKER]])
-def test_half_of_one_is_cleared_and_unpacked_again(use, run, cache, tmp_path, gone):
+def test_half_of_one_is_cleared_and_unpacked_again(use, run, cache, tmp_path, gone, limit):
     path, other = (make_archive(tmp_path / name, name) for name in "ab")
     use(path, check=True)
     entry = cache / sum_of(path)
@@ -564,7 +616,7 @@ def test_half_of_one_is_cleared_and_unpacked_again(use, run, cache, tmp_path, go
     if MARKER in gone:
         # As another run's leftover it goes, too.
         (entry / MARKER).unlink()
-        use(other, "check", limit="100M", check=True)
+        use(other, "check", limit=limit, check=True)
         assert names(cache) == {sum_of(other)}
     assert private(cache) == []
 
@@ -752,6 +804,37 @@ def test_an_archive_that_is_replaced_while_it_waits_is_not_taken_for_the_other(
     use(first, "check", check=True)
     use(second, "check", check=True)
     assert names(cache) == {sum_of(first), sum_of(second)}
+
+
+@pytest.mark.parametrize("is_other", [True, False], ids=["written anew", "linked"])
+def test_an_archive_that_is_written_while_it_is_unpacked_is_not_taken_for_the_other(
+    spawn, cache, tmp_path, is_other
+):
+    """With its size and its time of modification, as ``cp -p`` gives them: its bytes tell."""
+    first, second = (
+        crash.archive(tmp_path / name, "tar", {"lib/x": bytes(1 << 25), "lib/name": name.encode()})
+        for name in "ab"
+    )
+    for path in (first, second):
+        os.utime(path, (1, 1))
+    path = Path(shutil.copy2(first, tmp_path / "env"))
+    let_clock_step()
+    log = tmp_path / "log"
+    log.write_bytes(b"")
+    stopping = tracing.strace("-e", "inject=mkdirat:signal=STOP:when=3", log=log)
+    tool = spawn("--cache", cache, "-e", path, "hello", wrapper=stopping)
+    process.wait_for(lambda: b"stopped by SIGSTOP" in log.read_bytes())
+    if is_other:
+        shutil.copyfile(second, path)
+        os.utime(path, (1, 1))
+    else:
+        os.link(path, tmp_path / "link")
+    go_on(tool)
+    out, err = tool.communicate()
+    expected = cache / sum_of(path)
+    assert (tool.returncode, out, err) == (0, b"hello from " + bytes(expected), b"")
+    assert names(cache) == {sum_of(path)}
+    assert (expected / "lib/name").read_text() == ("b" if is_other else "a")
 
 
 @pytest.mark.parametrize("what", ["bytes", "inodes"])
@@ -966,21 +1049,24 @@ def lease_of(running):
     return found[0] if found else ""
 
 
-def test_a_damaged_one_that_is_leased_is_not_removed(use, spawn, cache, tmp_path):
+@pytest.mark.parametrize("gone", [MARKER, "conda-meta/history"])
+def test_a_damaged_one_that_is_leased_is_left(use, spawn, cache, tmp_path, gone):
     first, second = (make_archive(tmp_path / name, name, 1000) for name in "ab")
     running = spawn("--cache", cache, "-e", first, "--", *COMMANDS["itself"])
     assert running.stdout.readline() == b"in\n"
     assert lease_of(running) == str(cache / sum_of(first) / MANIFEST)
-    (cache / sum_of(first) / MARKER).unlink()
+    (cache / sum_of(first) / gone).unlink()
     for path in (first, second):  # the second sweeps
-        assert use(path, "check").returncode == 0
-        kept = Path(lease_of(running))
-        assert kept != cache / sum_of(first) / MANIFEST, "another is in its place"
-        assert kept.exists() and (kept.parent / "lib" / "content").exists()
+        result = use(path, "check")
+        assert result.returncode == 0
+        assert lease_of(running) == str(cache / sum_of(first) / MANIFEST)
+        assert (cache / sum_of(first) / "lib" / "content").exists()
+        assert (b"is damaged" in result.stderr and b"in use" in result.stderr) == (path == first)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
-    third = make_archive(tmp_path / "c", "c", 1000)
-    use(third, check=True)
+    result = use(first)
+    assert result.stdout.strip() == bytes(cache / sum_of(first))
+    assert b"unpacking again" in result.stderr
     assert private(cache) == []
 
 
@@ -1191,6 +1277,46 @@ def test_one_that_has_moved_in_use_is_left_as_it_is(run, spawn, cache, tmp_path)
     running.communicate()
     result = run("--cache", moved, "-e", path, "hello", check=True)
     assert result.stdout == b"hello from " + bytes(moved / sum_of(path))
+
+
+def test_nobody_comes_to_use_one_while_it_is_relocated(spawn, run, cache, tmp_path):
+    """By the path that it was relocated to before, and has in another mount namespace."""
+    namespace = ["-m"] if os.geteuid() == 0 else ["-Urm"]
+    script = 'mount --bind "$0" "$1" && shift && "$@"'
+    path = crash.archive(tmp_path / "a", "tar.gz")
+    run("--cache", cache, "-e", path, "hello", check=True)
+    moved = cache.rename(tmp_path / "moved")
+    cache.mkdir(mode=0o700)
+    mounting = [need("unshare"), *namespace, "sh", "-c", script, moved, cache]
+    if subprocess.run([*mounting, "true"], stderr=subprocess.DEVNULL).returncode:
+        missing("needs a mount namespace: run it as root, or allow user namespaces")
+    log = tmp_path / "log"
+    log.write_bytes(b"")
+    stopping = tracing.strace("-e", "inject=fsync:signal=STOP:when=1", log=log)
+    first = spawn("--cache", moved, "-e", path, "hello", wrapper=stopping)
+    process.wait_for(lambda: b"stopped by SIGSTOP" in log.read_bytes())
+    second = run("--cache", cache, "-w", "1", "-e", path, "hello", wrapper=mounting, check=True)
+    assert second.stdout.startswith(b"hello from " + bytes(tmp_path / "tmp"))
+    assert second.stderr.count(b"\n") == 1
+    go_on(first)
+    out, err = first.communicate()
+    assert (out, err) == (b"hello from " + bytes(moved / sum_of(path)), b"")
+
+
+def test_what_has_no_room_for_its_path_is_used_without_it(use, tmp_path, cache):
+    record = f"('lib/b', '/{'p' * 47}', 'binary'),"
+    path = tmp_path / "a"
+    with tarfile.open(path, "w:gz") as archive:
+        add(archive, {
+            "conda-meta/history": b"",
+            "lib/b": b"\x7fELF\0/%s/lib\0" % (b"p" * 47),
+            "bin/conda-unpack": f"_prefix_records = [\n{record}\n]\n".encode(),
+        })  # fmt: skip
+    result = use(path, "sh", "-c", 'head -c 12 "$CONDA_PREFIX/lib/b"', check=True)
+    assert result.stdout.startswith(b"\x7fELF\0/tmp/")
+    assert result.stderr.count(b"\n") == 1
+    assert b"has room for 48" in result.stderr and b"temporary directory" in result.stderr
+    assert names(cache) == set()
 
 
 PATHS = {

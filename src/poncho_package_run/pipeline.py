@@ -54,7 +54,7 @@ def run(options: "Options") -> int:
 def in_cache(path: bytes, options: "Options") -> "Optional[bytes]":
     """The prefix of the environment in the cache, held; None if it is not to be had there."""
     from .cache.cache import Cache, Changed, NoRoom
-    from .telling.errors import InputOutputError
+    from .telling.errors import InputOutputError, RelocationError
     from .telling.messages import warn
     from .telling.usage import size
 
@@ -75,7 +75,9 @@ def in_cache(path: bytes, options: "Options") -> "Optional[bytes]":
             with interruptible():
                 directory = cache.entry(options.environment)
             continue
-        except (CannotCreate, InputOutputError) as error:
+        except (CannotCreate, InputOutputError, RelocationError) as error:
+            if error.gone:  # removed by hand
+                continue
             if error.full and not freed:
                 with interruptible():
                     freed = cache.free(directory)
@@ -87,6 +89,9 @@ def in_cache(path: bytes, options: "Options") -> "Optional[bytes]":
             break
         if cache.hold(directory):  # else it was removed again to make room
             return prefix
+    else:
+        name = os.fsdecode(directory or path)
+        warn("the environment is unpacked to a temporary directory: {} was removed".format(name))
     cache.let_go()
     return None
 

@@ -170,7 +170,8 @@ class Cache:
         if self.is_writable:
             try:
                 try:
-                    os.mkdir(folder, 0o700)
+                    # Whoever may look into the cache may know what is in it, and so need not read.
+                    os.mkdir(folder, 0o755)
                 except FileExistsError:
                     pass
                 handle = os.open(folder, _OPEN)
@@ -206,8 +207,11 @@ class Unpacking:
         self._lock: Optional[Lock] = None
 
     def __enter__(self) -> "Unpacking":
+        from . import room  # not for who only waits: 10 ms
+
         limit, path, size = self._cache.limit, self._cache.path, self._cache.size
         if limit is None:
+            room.clear(path, self._directory)
             return self
         if size > limit:  # whatever becomes of it: hardly less
             raise NoRoom(
@@ -216,8 +220,6 @@ class Unpacking:
                     os.fsdecode(path), os.fsdecode(self._archive)
                 )
             )
-        from . import room  # not for who only waits: 10 ms
-
         # One at a time, so that what is under way need not be counted.
         self._lock = Lock(path, self._cache.patience)
         try:
@@ -245,15 +247,18 @@ class Unpacking:
         """Make sure that an open archive is the one that was summed up.
 
         Args:
-            ended: it has been read; a link to it may have been made meanwhile.
+            ended: it has been read.
 
         Raises:
             Changed: it is not, and belongs to another environment.
         """
         found, expected = memo.key(os.fstat(descriptor)), self._cache.key
-        if ended:
-            found, expected = found.rpartition(b"-")[0], expected.rpartition(b"-")[0]
-        if found != expected:
+        if found == expected:
+            return
+        # A link that is made to it changes its ctime only.  So does who writes into it and then
+        # gives it its old mtime, as ``cp -p`` does: the bytes tell the one from the other.
+        is_linked = found.rpartition(b"-")[0] == expected.rpartition(b"-")[0]
+        if not (ended and is_linked and _sha256(descriptor) == os.path.basename(self._directory)):
             raise Changed
 
     def admit(self, content: bytes, size: int, report: "Report") -> None:
@@ -264,9 +269,13 @@ class Unpacking:
 
             over = room.make(self._cache.path, self._cache.limit, size, self._directory)
             if over:
+                why = "what is in it is in use"
+                if size > self._cache.limit:
+                    why = "{} alone takes {}".format(os.fsdecode(self._archive), room.shown(size))
                 report.warn(
-                    "the cache {} holds {} more than its limit, since what is in it is in use; "
-                    "raise the limit".format(os.fsdecode(self._cache.path), room.shown(over))
+                    "the cache {} holds {} more than its limit, since {}; raise the limit".format(
+                        os.fsdecode(self._cache.path), room.shown(over), why
+                    )
                 )
 
     def __exit__(self, *_: object) -> None:
@@ -300,22 +309,14 @@ def _hold(directory: bytes) -> "Optional[int]":
 
 
 def _digest(archive: bytes, folder: "Optional[bytes]") -> bytes:
-    import hashlib  # 5 ms
-
-    digest = hashlib.sha256()
     try:
         with open(archive, "rb", 0) as file:
             before, began = os.fstat(file.fileno()), int(time.time() * 1e9)
-            data = file.read(_CHUNK)
-            while data:
-                check()
-                digest.update(data)
-                data = file.read(_CHUNK)
+            name = _sha256(file.fileno())
             after = os.fstat(file.fileno())
     except OSError as error:
         error.filename = archive
         raise located(error, archive)
-    name = digest.hexdigest().encode()
     latest = before.st_ctime_ns
     # A time of modification that is to come was given to it, and a change will take it away.
     if before.st_mtime_ns < began + _COARSE:
@@ -324,6 +325,21 @@ def _digest(archive: bytes, folder: "Optional[bytes]") -> bytes:
     if folder is not None and memo.key(before) == memo.key(after) and latest + step < began:
         _remember(folder, memo.key(before), name)
     return name
+
+
+def _sha256(descriptor: int) -> bytes:
+    """The SHA-256 of a file's bytes, in hexadecimal; its offset stays where it is."""
+    import hashlib  # 5 ms
+
+    digest = hashlib.sha256()
+    offset = 0
+    data = os.pread(descriptor, _CHUNK, offset)
+    while data:
+        check()
+        digest.update(data)
+        offset += len(data)
+        data = os.pread(descriptor, _CHUNK, offset)
+    return digest.hexdigest().encode()
 
 
 def _remember(folder: bytes, key: bytes, name: bytes) -> None:

@@ -115,14 +115,27 @@ def make(cache: bytes, limit: int, wanted: int, directory: bytes) -> int:
     Returns:
         By how many bytes the limit is exceeded all the same; 0 if it is not.
     """
-    there = [each for each in found(cache) if each.path != directory]
+    there = clear(cache, directory)
     over: int = sum(each.size for each in there) + wanted - limit
-    # What is no environment any more goes in any case.
-    for each in sorted(there, key=lambda each: (each.is_whole, each.used)):
+    for each in sorted(there, key=lambda each: each.used):
         check()
-        if (over > 0 or not each.is_whole) and _remove(cache, each):
+        if over > 0 and _remove(cache, each):
             over -= each.size
     return max(0, over)
+
+
+def clear(cache: bytes, directory: bytes) -> "List[Entry]":
+    """Remove what is no environment any more.
+
+    Returns:
+        What there is besides, but for what lies in ``directory``.
+    """
+    left = []
+    for each in found(cache):
+        check()
+        if each.path != directory and (each.is_whole or not _remove(cache, each)):
+            left.append(each)
+    return left
 
 
 def free(cache: bytes, directory: bytes) -> bool:
@@ -247,10 +260,11 @@ def _is_elsewhere(path: bytes) -> bool:
     for file, used in _uses(path):
         if file.endswith(here) or not _is_recent(used):
             continue
-        name = file[file.rindex(b"/") :]
-        is_earlier = not name.startswith(boot) and used < _booted()
-        if not (alone and is_earlier and _content(file) == alone):
-            return True  # else it was an earlier boot of this machine, and what ran then has ended
+        # An earlier boot of this machine: what ran then has ended.  This boot, and another device:
+        # what ran there ran in what this is a copy of.
+        is_over = used < _booted() or file[file.rindex(b"/") :].startswith(boot)
+        if not (alone and is_over and _content(file) == alone):
+            return True
     return False
 
 

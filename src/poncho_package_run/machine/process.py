@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     Process = Dict[str, Any]
 
+# The words of a process, and its environment, may take some megabytes.
+_MOST = 1 << 23
+
 _WHERE = ("boot_id", "pid_namespace", "time_namespace")
 
 
@@ -98,7 +101,8 @@ def is_dead(process: "Process") -> bool:
 
 def uses(directory: bytes) -> bool:
     """Whether a process of this user (of any, for root) runs a program from below a directory,
-    stands there, or names it among its words, as a script's shell does.  True if nobody can tell.
+    stands there, or names it among its words, as a script's shell does, or in its environment, as
+    all do that a command has started there.  True if nobody can tell.
 
     Args:
         directory: absolute and real.
@@ -116,8 +120,9 @@ def uses(directory: bytes) -> bool:
                 continue  # it has ended, or is another user's
             if path.startswith(below):
                 return True
-        if below in _read(b"/proc/%d/cmdline" % pid):
-            return True
+        for name in (b"cmdline", b"environ"):
+            if below in _read(b"/proc/%d/%s" % (pid, name), _MOST):
+                return True
     return False
 
 
@@ -155,9 +160,9 @@ def _line(path: bytes) -> "Optional[str]":
     return _read(path).decode("ascii", "replace").strip() or None
 
 
-def _read(path: bytes) -> bytes:
+def _read(path: bytes, size: int = 4096) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(1 << 16)
+            return file.read(size)
     except OSError:
         return b""  # a process that has ended, or a system without /proc

@@ -265,14 +265,27 @@ def is_in_use(path: bytes) -> bool:
 
 def is_leased(environment: bytes) -> bool:
     """Whether somebody holds the lease on an environment of a cache; True if nobody can tell."""
+    handle = seize(environment)
+    if handle is not None:
+        shut(handle)
+    return handle is None
+
+
+def seize(environment: bytes) -> "Optional[int]":
+    """Take the lease on an environment of a cache alone, so that nobody comes to use it meanwhile.
+
+    Returns:
+        The descriptor that holds it; -1 if there is nothing to hold it by; None if somebody else
+        has it, or nobody can tell.
+    """
     try:
         handle = os.open(environment + b"/" + MANIFEST, os.O_RDONLY | _SAFELY)
     except OSError as error:
-        return not is_absence(error)
-    try:
-        return lease(handle, fcntl.LOCK_EX) is False
-    finally:
-        shut(handle)
+        return -1 if is_absence(error) else None
+    if lease(handle, fcntl.LOCK_EX) is not False:
+        return handle
+    os.close(handle)
+    return None
 
 
 def lease(descriptor: int, kind: int) -> "Optional[bool]":

@@ -9,7 +9,7 @@ import errno
 import os
 
 from .. import MARKER
-from ..machine import library
+from ..machine import library, process
 from ..telling.errors import ArchiveError, CannotCreate, Failure, InputOutputError
 from ..telling.failures import located, untrusted
 from .completion import exists, is_prefix, is_trusted, read_marker, shut
@@ -26,7 +26,7 @@ from .marker import (
     take_effect,
 )
 from .prefix import find_prefix
-from .private import PrivateDirectory, is_in_use, is_leased
+from .private import PrivateDirectory, is_in_use, is_leased, seize
 from .publication import can_be_replaced, complete, entries, make_alike
 
 TYPE_CHECKING = False
@@ -71,7 +71,7 @@ def settle(
             _sweep(directory)
         marker = read_marker(directory)
         if marker is None and cached and entries(directory):
-            _set_aside(directory, archive, marker, "a part of it is gone", report)
+            _set_aside(directory, archive, marker, "a part of it is gone", report, cached)
             return None
         if marker is None:
             return _unmarked(directory, archive, report)
@@ -136,18 +136,19 @@ def _marked(
 ) -> "Optional[bytes]":
     found = parse(marker)
     if found is None:
-        _set_aside(directory, archive, marker, "its completion marker is cut off", report)
+        what = "its completion marker is cut off"
+        _set_aside(directory, archive, marker, what, report, cached)
         return None
     if is_unproven(found):
         lost = _lost(directory, found, report)
         if lost:
-            _set_aside(directory, archive, marker, lost, report)
+            _set_aside(directory, archive, marker, lost, report, cached)
             return None
         _replace_marker(directory, dict(found, on_disk=True))
     _compare(directory, archive, found, report)
     root = root_of(found)
     if cached and not (is_prefix(join(directory, root or b"")) and has_first(directory, found)):
-        _set_aside(directory, archive, marker, "a part of it is gone", report)
+        _set_aside(directory, archive, marker, "a part of it is gone", report, cached)
         return None
     if root is None or not is_prefix(join(directory, root)):
         root = _root(directory, archive)
@@ -155,9 +156,15 @@ def _marked(
     if before != prefix:
         moved = relocated(found, directory, root)
         what = "{} was relocated to {}".format(os.fsdecode(prefix), os.fsdecode(before))
-        if cached and is_leased(directory):  # perhaps the same, seen by another path
+        handle = seize(directory) if cached else -1
+        if handle is None:  # perhaps the same, seen by another path
             raise CannotCreate(what + ", and is in use there; use the cache by one path")
-        if not _relocate(directory, root, moved, before, report):
+        try:
+            is_done = _relocate(directory, root, moved, before, report)
+        finally:
+            if handle >= 0:
+                shut(handle)
+        if not is_done:
             what += ", has moved since and cannot be written"
             if cached:
                 raise CannotCreate(what + "; remove it")
@@ -263,9 +270,12 @@ def _set_aside(
     marker: "Optional[bytes]",
     damage: str,
     report: "Report",
+    cached: bool,
 ) -> None:
     """Move what is damaged aside, if there is an archive to take its place."""
     name = os.fsdecode(directory)
+    if cached and (is_leased(directory) or process.uses(directory)):
+        raise CannotCreate("{} is damaged ({}) and in use".format(name, damage))
     if archive is None:
         raise InputOutputError("{} is damaged: {}; unpack it again".format(name, damage))
     beside = can_be_replaced(directory)

@@ -14,9 +14,10 @@ class Failure(Exception):
 
     Attributes:
         full (bool): it is room that was missing.
+        gone (bool): what was to be read or written is not there any more.
     """
 
-    full = False
+    full = gone = False
     status = 70
     meaning = "a defect of this tool"
 

@@ -51,7 +51,9 @@ def failure(
         )
         failed.full = error.errno != errno.EFBIG
         return failed
-    return InputOutputError("cannot read or write {}: {}; try again".format(name, why))
+    failed = InputOutputError("cannot read or write {}: {}; try again".format(name, why))
+    failed.gone = error.errno in (errno.ENOENT, errno.ESTALE)
+    return failed
 
 
 def kind_of(error: OSError) -> "Type[Failure]":
