@@ -219,6 +219,68 @@ def test_a_path_that_would_read_as_unrelocated_afterwards_is_refused(tmp_path):
     assert contents(env) == before
 
 
+APART = 17_000
+"""Records that are more than one batch."""
+
+A, B = b"/opt/first", b"/opt/second"
+
+
+def record_apart(env: Path, *records: "tuple[str, bytes]") -> None:
+    """Give an environment these text records, each in another batch than the one before."""
+    between = [f"('none/{number}', '/p', 'text'),\n" for number in range(APART)]
+    lines = [f"({name!r}, {placeholder.decode()!r}, 'text'),\n" for name, placeholder in records]
+    text = "".join(between).join(lines)
+    (env / "bin/conda-unpack").write_text(f"_prefix_records = [\n{text}]\n")
+
+
+@pytest.mark.parametrize(
+    ("names", "previous", "size"),
+    [(1, None, 0), (3, None, 2 * WINDOW), (1, b"/w/before", 2 * WINDOW), (3, b"/w/before", 0)],
+)
+@pytest.mark.parametrize("order", [(A, B), (b"/not/in/it", A, B), (A, B, A), (A, b"/not/in/it", B)])
+def test_records_of_a_file_are_all_carried_out_however_far_apart(
+    tmp_path, names, previous, size, order
+):
+    env = environment(tmp_path / "env", {})
+    name, before = env / "share/x", previous or A
+    name.parent.mkdir()
+    name.write_bytes(b"%s/lib %s/lib\n" % (before, B) + b"y" * size + b"\n%s %s" % (B, before))
+    expect = name.read_bytes().replace(before, bytes(env)).replace(B, bytes(env))
+    for other in range(names - 1):
+        os.link(name, env / f"share/{other}")
+    name.chmod(0o400)
+    record_apart(env, *[("share/x", placeholder) for placeholder in order])
+    relocated(env, previous=previous)
+    status = name.stat()
+    assert name.read_bytes() == expect
+    assert (stat.S_IMODE(status.st_mode), status.st_nlink) == (0o400, names)
+    relocated(env, previous=previous)
+    assert name.stat().st_ino == status.st_ino
+
+
+def test_records_far_apart_are_carried_out_fresh_and_where_the_environment_lies(run, tmp_path):
+    packed = environment(tmp_path / "packed", {"share/x": (A + b"/lib " + B, A, "text")})
+    record_apart(packed, ("share/x", A), ("share/x", B))
+    archive = tmp_path / "packed.tar"
+    subprocess.run(["tar", "cf", archive, "-C", packed, "."], check=True)
+    fresh = tmp_path / "fresh"
+    run("-e", archive, "-d", fresh, check=True)
+    run("-e", packed, check=True)
+    for env in (fresh, packed):
+        assert (env / "share/x").read_bytes() == b"%s/lib %s" % (bytes(env), bytes(env))
+
+
+def test_what_a_later_record_leaves_to_an_earlier_one_is_refused(tmp_path):
+    """/w/lib goes to /w, and later /b does: of /b/lib the next run would make /w."""
+    old = bytes(tmp_path / "w/lib")
+    env = environment(tmp_path / "w", {"share/x": (old + b"/y /b/lib", old, "text")})
+    record_apart(env, ("share/x", old), ("share/x", b"/b"))
+    before = contents(env)
+    with pytest.raises(RelocationError, match="to another directory"):
+        relocated(env)
+    assert contents(env) == before
+
+
 def test_a_link_in_the_place_of_a_directory_or_file_leads_nowhere(env):
     victim = env.parent / "victim"
     victim.write_bytes(OLD)

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from .edits import Edits
 
-    Inode = Tuple[int, int]
-
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -66,6 +64,11 @@ def relocate_in_use(
                 check()
                 if edits:
                     replacement.prepare(path, edits)
+        if replacement.again:
+            for _, files in batches(directory, prefix, previous):
+                for path, edits in files.items():
+                    check()
+                    replacement.compare_again(path, edits)
         replacement.finish()
     except OSError as error:
         fail(error, directory, prefix)
@@ -75,7 +78,14 @@ def relocate_in_use(
 
 
 class _Replacement:
-    """The new files, by number, and what they are to be named."""
+    """The new files, and what they are to be named.
+
+    Each has a name that tells which old file it is for.  That stays where it is until ``finish``,
+    so whoever comes to it again, in a later batch or by another of its names, finds the new one.
+
+    Attributes:
+        again (set): the names of those that were edited more than once.
+    """
 
     def __init__(
         self, directory: int, prefix: bytes, scratch: int, previous: "Optional[bytes]"
@@ -85,12 +95,13 @@ class _Replacement:
         self._scratch = scratch
         self._prefix = prefix
         self._editor = Editor(scratch, prefix, previous)
-        # Their paths, each with a NUL: no longer than the records, where objects would be.
+        # Their names and paths, each with a NUL: about as long as the records, where objects
+        # would be.
         self._paths = bytearray()
-        self._count = 0
         # Of changed files with other names: these exist, in numbers that a list can hold.
-        self._linked: Dict[Inode, Tuple[int, bytes]] = {}
-        self._programs: List[Tuple[int, bytes]] = []
+        self._linked: Dict[bytes, bytes] = {}
+        self.again: Set[bytes] = set()
+        self._programs: List[Tuple[bytes, bytes]] = []
         self._signs = signing_is_needed()
 
     def prepare(self, path: bytes, edits: "Edits") -> None:
@@ -99,49 +110,68 @@ class _Replacement:
         if opened is None:
             return
         handle, status, _ = opened
+        name = _name(status)
         try:
-            inode = status.st_dev, status.st_ino
-            if inode in self._linked:
-                # Another name of a file that is written anew already, and private: so in place.
-                number, _ = self._linked[inode]
-                mode = stat.S_IMODE(status.st_mode)
-                os.chmod(_name(number), mode | 0o600, dir_fd=self._scratch)
-                output = os.open(_name(number), os.O_RDWR | _SAFELY, dir_fd=self._scratch)
-                try:
-                    size = os.fstat(output).st_size
-                    changed, new = self._editor.changed(output, size, edits, check)
-                    if changed:
-                        self._editor.edit(output, size, edits, new, check)
-                        self._compare(path, output, edits)
-                    os.fchmod(output, mode)
-                finally:
-                    os.close(output)
-                return
-            changed, new = self._editor.changed(handle, status.st_size, edits, check)
-            if not changed:
-                return
-            number = self._count
-            output = os.open(_name(number), NEW, 0o600, dir_fd=self._scratch)
             try:
-                if new is None:
-                    offset = 0
-                    for data in Contents(handle, check).copied(0, status.st_size):
-                        offset = write(output, offset, data)
-                self._editor.edit(output, 0, edits, new, check)
-                self._compare(path, output, edits)
+                # As read-only as the old one.
+                mode = stat.S_IMODE(status.st_mode) | 0o600
+                os.chmod(name, mode, dir_fd=self._scratch)
+            except FileNotFoundError:
+                self._write_anew(name, path, handle, status, edits)
+                return
+            output = os.open(name, os.O_RDWR | _SAFELY, dir_fd=self._scratch)
+            try:
+                size = os.fstat(output).st_size
+                changed, new = self._editor.changed(output, size, edits, check)
+                if changed:
+                    self._editor.edit(output, size, edits, new, check)
+                    self.again.add(name)
                 _keep(path, handle, status, output)
-                if self._signs and is_program(output):
-                    self._programs.append((number, path))
             finally:
                 os.close(output)
-            self._count += 1
-            self._paths += path + b"\0"
-            if status.st_nlink > 1:
-                self._linked[inode] = number, path
         except (OSError, TooLong) as error:
             raise self._editor.named(error, path)
         finally:
             os.close(handle)
+
+    def _write_anew(
+        self, name: bytes, path: bytes, handle: int, status: os.stat_result, edits: "Edits"
+    ) -> None:
+        changed, new = self._editor.changed(handle, status.st_size, edits, check)
+        if not changed:
+            return
+        output = os.open(name, NEW, 0o600, dir_fd=self._scratch)
+        try:
+            if new is None:
+                offset = 0
+                for data in Contents(handle, check).copied(0, status.st_size):
+                    offset = write(output, offset, data)
+            self._editor.edit(output, 0, edits, new, check)
+            self._compare(path, output, edits)
+            _keep(path, handle, status, output)
+            if self._signs and is_program(output):
+                self._programs.append((name, path))
+        finally:
+            os.close(output)
+        self._paths += name + b"\0" + path + b"\0"
+        if status.st_nlink > 1:
+            self._linked[name] = path
+
+    def compare_again(self, path: bytes, edits: "Edits") -> None:
+        """``_compare`` for each record of a file that was edited after that for an earlier one."""
+        opened = open_record(path, self._directories, os.O_RDONLY)
+        if opened is None:
+            return
+        os.close(opened[0])
+        name = _name(opened[1])
+        if name in self.again:
+            output = os.open(name, os.O_RDONLY | _SAFELY, dir_fd=self._scratch)
+            try:
+                self._compare(path, output, edits)
+            except (OSError, TooLong) as error:
+                raise self._editor.named(error, path)
+            finally:
+                os.close(output)
 
     def _compare(self, path: bytes, output: int, edits: "Edits") -> None:
         """Make sure that a run after this one, or after its death, would leave the file alone."""
@@ -162,29 +192,30 @@ class _Replacement:
             self._ask(path)
         for _, path in self._recorded():
             self._ask(path)
-        for number in range(self._count):
+        for name, _ in self._recorded():
             check()
             # Before a rename: else a power loss may leave the new name and no content.
-            handle = os.open(_name(number), os.O_RDONLY | _SAFELY, dir_fd=self._scratch)
+            handle = os.open(name, os.O_RDONLY | _SAFELY, dir_fd=self._scratch)
             try:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-        for number, path in others:
-            link = _name(number) + b".link"
-            os.link(_name(number), link, src_dir_fd=self._scratch, dst_dir_fd=self._scratch)
+        for name, path in others:
+            link = name + b".link"
+            os.link(name, link, src_dir_fd=self._scratch, dst_dir_fd=self._scratch)
             self._rename(link, path)
-        for number, path in self._recorded():
-            self._rename(_name(number), path)
+        for name, path in self._recorded():
+            self._rename(name, path)
 
-    def _recorded(self) -> "Iterator[Tuple[int, bytes]]":
+    def _recorded(self) -> "Iterator[Tuple[bytes, bytes]]":
         at = 0
-        for number in range(self._count):
-            end = self._paths.index(b"\0", at)
-            yield number, bytes(self._paths[at:end])
+        while at < len(self._paths):
+            middle = self._paths.index(b"\0", at)
+            end = self._paths.index(b"\0", middle + 1)
+            yield bytes(self._paths[at:middle]), bytes(self._paths[middle + 1 : end])
             at = end + 1
 
-    def _other_names(self) -> "Iterator[Tuple[int, bytes]]":
+    def _other_names(self) -> "Iterator[Tuple[bytes, bytes]]":
         """The other names that changed files have in the tree."""
         below = [b""]
         while below:
@@ -192,16 +223,16 @@ class _Replacement:
             parent = below.pop()
             descriptor = self._directories.of(parent)
             for text in os.listdir(descriptor):
-                name = os.fsencode(text)
-                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                path = parent + b"/" + name if parent else name
+                last = os.fsencode(text)
+                status = os.stat(last, dir_fd=descriptor, follow_symlinks=False)
+                path = parent + b"/" + last if parent else last
                 if stat.S_ISDIR(status.st_mode):
-                    if not is_ours(name):
+                    if not is_ours(last):
                         below.append(path)
                 elif status.st_nlink > 1:
-                    number, recorded = self._linked.get((status.st_dev, status.st_ino), (-1, path))
-                    if path != recorded:
-                        yield number, path
+                    name = _name(status)
+                    if self._linked.get(name, path) != path:
+                        yield name, path
 
     def _ask(self, path: bytes) -> None:
         """Make sure that a file can be replaced, before the first one is."""
@@ -222,11 +253,11 @@ class _Replacement:
     def _sign(self) -> None:
         from .codesign import sign
 
-        sign(self._scratch, [_name(number) for number, _ in self._programs])
+        sign(self._scratch, [name for name, _ in self._programs])
         # The signed file may be another one, made as it pleased codesign.
-        for number, path in self._programs:
+        for name, path in self._programs:
             opened = open_record(path, self._directories, os.O_RDONLY)
-            output = os.open(_name(number), os.O_RDONLY | _SAFELY, dir_fd=self._scratch)
+            output = os.open(name, os.O_RDONLY | _SAFELY, dir_fd=self._scratch)
             if opened is not None:
                 _keep(path, opened[0], opened[1], output)
                 os.close(opened[0])
@@ -236,8 +267,9 @@ class _Replacement:
         self._directories.close()
 
 
-def _name(number: int) -> bytes:
-    return b"relocated.%d" % number
+def _name(old: os.stat_result) -> bytes:
+    """What the new file for an old one is called in the private directory."""
+    return b"relocated.%d.%d" % (old.st_dev, old.st_ino)
 
 
 def _keep(path: bytes, old: int, status: os.stat_result, new: int) -> None:
