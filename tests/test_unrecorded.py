@@ -11,6 +11,7 @@ import tarfile
 import pytest
 from conda_pack.prefixes import replace_prefix
 
+from poncho_package_run.relocation.records import records
 from support import trees
 from support.commands import need
 from support.environments import PLACEHOLDER
@@ -157,6 +158,18 @@ def test_metadata_are_read_however_they_are_spelled(run, tmp_path, options):
     run("-e", path, "-d", tmp_path / "kept", check=True)
     for name in names:
         assert PACKED not in (tmp_path / "kept" / name).read_bytes(), name
+
+
+def test_a_file_has_one_path_however_metadata_spell_it(tmp_path):
+    """What is one file is not edited by two threads."""
+    entries = metadata(entry("./share//text", "text"), entry("x/./y", "text"))
+    path = archive_of(tmp_path / "a", {"x": entries}, {"x/y": PACKED})
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path / "env")
+    handle = os.open(tmp_path / "env", os.O_RDONLY)
+    paths = [found for found, _, _, _ in records(handle)]
+    os.close(handle)
+    assert paths == [b"share/text", b"share/text", b"x/y"]
 
 
 HOSTILE = {

@@ -94,8 +94,9 @@ class Unrecorded:
         try:
             for path, (binary, room) in self._left.items():
                 fits = not binary or len(packed) <= room
-                if fits and _is_file(directories, path):
-                    yield path, packed, binary, room
+                plain = _file(directories, path) if fits else b""
+                if plain:
+                    yield plain, packed, binary, room
         finally:
             directories.close()
 
@@ -185,18 +186,21 @@ def _parsed(data: bytes, at: int, end: int) -> "Tuple[Optional[Tuple[bytes, byte
     return None, end
 
 
-def _is_file(directories: Directories, path: bytes) -> bool:
-    """Whether there is such a file, reached without a symlink (metadata are no promise)."""
+def _file(directories: Directories, path: bytes) -> bytes:
+    """The path as records spell it, of one file only one; b"" unless there is such a file.
+
+    It has to be reached without a symlink (metadata are no promise).
+    """
     try:
         parts = components(path)
         if b"\0" in path or not parts or is_ours(b"/".join(parts)):
-            return False
+            return b""
         parent = directories.of(b"/".join(parts[:-1]))
         status = os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
     except ArchiveError:
-        return False
+        return b""
     except OSError as error:
         if error.errno in ABSENT or error.errno == errno.ENAMETOOLONG:
-            return False
+            return b""
         raise
-    return stat.S_ISREG(status.st_mode)
+    return b"/".join(parts) if stat.S_ISREG(status.st_mode) else b""
