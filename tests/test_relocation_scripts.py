@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -104,6 +105,59 @@ def test_a_script_starts_outside_of_its_environment_too(run, tmp_path, place, be
     assert outside.stderr == b""
     assert outside.stdout == inside.stdout
     assert b"a  b" in inside.stdout
+
+
+OUTSIDE = [b"libexec/ash", b"bin/sub/ash", b"bin/../libexec/ash", b"libexec/bin/ash"]
+"""Interpreters of an environment that are not found on its PATH."""
+
+
+@pytest.mark.parametrize("length", [140, 300])
+@pytest.mark.parametrize("shell", OUTSIDE)
+@pytest.mark.parametrize("way", ["fresh", "in place", "zip"])
+def test_an_interpreter_outside_of_bin_is_named_by_its_path(run, tmp_path, way, shell, length):
+    depth = length // 100
+    kept = tmp_path / "/".join(["d" * 100] * depth)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    packed, moved = tmp_path / "packed", Path(f"{kept}-moved")
+    files = {
+        "conda-meta/history": b"",
+        "bin/conda-unpack": f"_prefix_records = [\n('bin/tool', {PLACEHOLDER!r}, 'text'),\n]\n",
+        "bin/tool": b"#!%s/%s -e\necho started\n" % (PLACEHOLDER.encode(), shell),
+    }
+    for name, data in files.items():
+        (packed / name).parent.mkdir(parents=True, exist_ok=True)
+        (packed / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    (packed / "bin/tool").chmod(0o755)
+    interpreter = packed / os.path.normpath(os.fsdecode(shell))
+    interpreter.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy("/bin/sh", interpreter)
+    if way == "in place":
+        packed.rename(kept)
+        run("-e", kept, check=True)
+    else:
+        archive = shutil.make_archive(str(packed), "zip" if way == "zip" else "tar", packed)
+        run("-e", archive, "-d", kept, check=True)
+    tool = "bin/tool"
+
+    def expected(prefix):
+        return b"#!%s/%s -e\necho started\n" % (bytes(prefix), shell)
+
+    assert (kept / tool).read_bytes() == expected(kept)
+    (kept / ".poncho_package_run_expanded").unlink()  # so that it is looked at again
+    run("-e", kept, check=True)
+    assert (kept / tool).read_bytes() == expected(kept)
+    kept.rename(moved)
+    run("-e", moved, check=True)
+    assert (moved / tool).read_bytes() == expected(moved)
+    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    line = expected(moved).index(b"\n")
+    if release >= (5, 1) and line <= 255:
+        assert run("-e", moved, "tool", check=True).stdout == b"started\n"
+
+
+def test_an_interpreter_in_bin_is_found_however_its_path_is_spelled():
+    for path in (b"/bin/perl", b"//bin/perl", b"/bin//perl"):
+        assert startable(b"#!%s%s\n" % (LONG, path), LONG) == b"#!/usr/bin/env perl\n"
 
 
 LINES = [
