@@ -209,7 +209,7 @@ class Test74ReadingOrWriting:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
         result = run("-e", environment.archive(), *place, "true", preexec_fn=limit)
-        refused(result, 74)
+        refused(result, 74, "File too large", "(ulimit -f)")
         assert left(tmp_path) == []
 
     @pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT", "EIO"])

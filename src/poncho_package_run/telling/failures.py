@@ -43,13 +43,18 @@ def failure(
         return InputOutputError(
             "cannot open {}: {}; allow more open files (ulimit -n)".format(name, why)
         )
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno == errno.EFBIG:
+        return InputOutputError(
+            "cannot write {}: {}; allow larger files (ulimit -f) or choose a file system that has "
+            "them".format(name, why)
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         failed = InputOutputError(
             "cannot write {}: {}{}; make room or choose a larger file system".format(
                 name, why, _room(directory, needed)
             )
         )
-        failed.full = error.errno != errno.EFBIG
+        failed.full = True
         return failed
     failed = InputOutputError("cannot read or write {}: {}; try again".format(name, why))
     failed.gone = error.errno in (errno.ENOENT, errno.ESTALE)
