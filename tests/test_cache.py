@@ -553,6 +553,16 @@ class TestSeveralUsers:
             assert result.stderr.count(b"\n") == 1
             assert bytes(cache / sum_of(path)) in result.stderr
 
+    def test_a_cache_that_cannot_be_listed_is_used_all_the_same(
+        self, everybody_s, cache, tmp_path
+    ):
+        path = make_archive(tmp_path / "a", "a")
+        path.chmod(0o644)
+        cache.mkdir(mode=0o300)
+        os.chown(cache, 12345, 12345)
+        result = self.call(everybody_s, 12345, cache, path, tmp_path)
+        assert (result.returncode, result.stderr.count(b"\n")) == (0, 1), result
+
     def test_root_writes_nothing_into_a_users_cache(self, everybody_s, cache, tmp_path):
         path = make_archive(tmp_path / "a", "a")
         cache.mkdir()

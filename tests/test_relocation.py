@@ -273,10 +273,13 @@ RECORDS: dict[str, str] = {
 # Texts before and behind the placeholder, and what is none of its after a move.
 AROUND = [
     b"-isystem%s/include -I%s/include -Wl,-rpath,%s/lib", b'"a\\n%s/lib\\t%s"',
-    b"see %s. Or %s, %s.", "\u8def\u5f84%s/x".encode(), b"file://%s file:%s .%s",
+    b"see %s. Or %s, %s.", b"file://%s file:%s .%s",
     b"a=%s:%s;b='%s'", b"[%s](%s)",
 ]  # fmt: skip
-APART = [b"%s.bak %s-x %s1 %s_ %s.1", b"/x%s x%s x-y%s x.%s 1%s ./x%s"]
+APART = [
+    b"%s.bak %s-x %s1 %s_ %s.1 %s.$X %s.*", b"/x%s x%s x-y%s x.%s 1%s ./x%s /-x%s",
+    b"/web-application%s /my-environment%s x-idirafter%s", "/home/jos\xe9%s/lib".encode(),
+]  # fmt: skip
 
 
 def test_what_has_moved_names_the_place_where_it_lies(run, tmp_path):

@@ -74,6 +74,19 @@ def test_files_are_as_conda_unpack_makes_them_and_no_old_one_is_written(env):
     assert inodes == {name: (env / name).stat().st_ino for name in FILES}
 
 
+def test_files_to_which_a_file_system_gives_one_number_are_told_apart(env, monkeypatch):
+    def alike(*arguments):
+        opened = relocate.open_record(*arguments)
+        if opened is None:
+            return None
+        handle, status, rest = opened
+        return handle, os.stat_result((status.st_mode, 7, *status[2:10])), rest
+
+    monkeypatch.setattr(in_use, "open_record", alike)
+    assert relocated(env) == len(FILES)
+    assert contents(env) == expected(env)
+
+
 class Killed(BaseException):
     """In the place of a SIGKILL: nothing of the tool's catches it."""
 

@@ -64,12 +64,16 @@ def pack(path, program, format="tar.gz", top=""):
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-@pytest.mark.parametrize("place", ["temporary", "kept"])
+@pytest.mark.parametrize("place", ["temporary", "kept", "cache"])
 def test_an_environment_for_another_machine_is_refused_with_both_names(run, tmp_path, kind, place):
     program, name = FOREIGN[kind]
     path = pack(tmp_path / "a", program)
-    words = ["-d", tmp_path / "kept"] if place == "kept" else []
+    option = {"kept": ["-d"], "cache": ["--cache"]}.get(place)
+    words = [*option, tmp_path / "kept"] if option else []
     refused(run("-e", path, *words, "tool"), 78, name, f"Linux on {HERE}", "bin/python3.11")
+    if place == "cache":
+        assert os.listdir(tmp_path / "kept") == [".poncho_package_run_memo"]
+        return
     assert not (tmp_path / "kept").exists()
     assert os.listdir(tmp_path / "tmp") == []
 

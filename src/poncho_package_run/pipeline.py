@@ -63,7 +63,7 @@ def in_cache(path: bytes, options: "Options") -> "Optional[bytes]":
         cache = Cache(path, limit, options.wait_for_lock)
         directory = cache.entry(options.environment)
     freed = False
-    for _ in range(_ROUNDS):
+    for attempt in range(_ROUNDS):
         if directory is None:
             return None
         try:
@@ -76,22 +76,26 @@ def in_cache(path: bytes, options: "Options") -> "Optional[bytes]":
                 directory = cache.entry(options.environment)
             continue
         except (CannotCreate, InputOutputError, RelocationError) as error:
-            if error.gone:  # removed by hand
+            if error.gone and attempt < 2:  # removed by hand
                 continue
             if error.full and not freed:
                 with interruptible():
                     freed = cache.free(directory)
                 if freed:
                     continue  # once more, now that what is unused is gone
-            if isinstance(error, InputOutputError) and cache.is_writable:
+            is_ours = isinstance(error, InputOutputError) and cache.is_writable
+            is_any_s = isinstance(error, RelocationError) and not error.elsewhere
+            if (is_ours and not error.gone) or is_any_s:
                 raise
             warn("the environment is unpacked to a temporary directory: {}".format(error))
             break
-        if cache.hold(directory):  # else it was removed again to make room
+        if cache.hold(directory):  # else it was removed again to make room, for one
             return prefix
     else:
-        name = os.fsdecode(directory or path)
-        warn("the environment is unpacked to a temporary directory: {} was removed".format(name))
+        warn(
+            "the environment is unpacked to a temporary directory: others remove or relocate that "
+            "in {}".format(os.fsdecode(path))
+        )
     cache.let_go()
     return None
 

@@ -112,10 +112,10 @@ class Cache:
         return None
 
     def hold(self, directory: bytes) -> bool:
-        """Take the lease; False if the environment is not there any more.
+        """Take the lease; False if the environment is not there any more, or may have changed.
 
-        Who looks whether it may be removed has it as well, for as long as that takes: that is
-        waited for once.
+        Who looks whether it may be removed has it as well, for as long as that takes, and who
+        relocates it: that is waited for once, and then what is there is to be looked at anew.
 
         Raises:
             InputOutputError: there are too few descriptors.
@@ -124,6 +124,7 @@ class Cache:
         if lease is None and not self._glance_until:
             self._glance_until = time.monotonic() + min(self.patience, _GLANCE)
         marker = directory + b"/" + MARKER
+        is_first = lease is not None
         while lease is None and time.monotonic() < self._glance_until and os.path.lexists(marker):
             time.sleep(POLL)
             lease = _hold(directory)
@@ -131,6 +132,9 @@ class Cache:
         if lease is None:
             return False
         self._lease = lease
+        if not is_first:
+            self.let_go()
+            return False
         memo.touch(self.path, directory)
         return True
 

@@ -24,6 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Iterator, List, Tuple
 
+    from ..place.marker import Facts
+
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 # What was used lately on another machine, whose locks may end there, may be in use still.
@@ -51,9 +53,8 @@ class Entry:
 
     def __init__(self, path: bytes) -> None:
         self.path = path
-        marker = read_marker(path)
-        found = (parse(marker) if marker else None) or {}
-        self.is_whole = bool(found) and has_first(path, found)
+        found = _facts(path)
+        self.is_whole = _is_whole(path, found)
         self.archive: bytes = found.get("archive", "").encode("utf-8", "surrogateescape")
         self.size: int
         self.files: int
@@ -92,13 +93,21 @@ class Entry:
 
 def found(cache: bytes) -> "Iterator[Entry]":
     """All that lies in a cache; what another process is about to make is not there yet."""
+    for path in _paths(cache):
+        try:
+            yield Entry(path)
+        except OSError:
+            continue  # removed meanwhile
+
+
+def _paths(cache: bytes) -> "Iterator[bytes]":
     for name in sorted(map(os.fsencode, os.listdir(cache))):
         path = cache + b"/" + name
         if is_sum(name):
             check()
             try:
                 if not os.path.islink(path) and entries(path):
-                    yield Entry(path)
+                    yield path
             except OSError:
                 continue  # removed meanwhile, or no directory
 
@@ -115,27 +124,24 @@ def make(cache: bytes, limit: int, wanted: int, directory: bytes) -> int:
     Returns:
         By how many bytes the limit is exceeded all the same; 0 if it is not.
     """
-    there = clear(cache, directory)
+    there = [each for each in found(cache) if each.path != directory]
     over: int = sum(each.size for each in there) + wanted - limit
-    for each in sorted(there, key=lambda each: each.used):
+    # What is no environment any more goes in any case.
+    for each in sorted(there, key=lambda each: (each.is_whole, each.used)):
         check()
-        if over > 0 and _remove(cache, each):
+        if (over > 0 or not each.is_whole) and _remove(cache, each):
             over -= each.size
     return max(0, over)
 
 
-def clear(cache: bytes, directory: bytes) -> "List[Entry]":
-    """Remove what is no environment any more.
-
-    Returns:
-        What there is besides, but for what lies in ``directory``.
-    """
-    left = []
-    for each in found(cache):
-        check()
-        if each.path != directory and (each.is_whole or not _remove(cache, each)):
-            left.append(each)
-    return left
+def clear(cache: bytes, directory: bytes) -> None:
+    """Remove what is no environment any more, but for what lies in ``directory``."""
+    try:
+        for path in _paths(cache):
+            if path != directory and not _is_whole(path, _facts(path)):
+                _remove(cache, Entry(path))
+    except OSError:
+        pass  # it may not be listed, or has been removed by hand
 
 
 def free(cache: bytes, directory: bytes) -> bool:
@@ -145,6 +151,16 @@ def free(cache: bytes, directory: bytes) -> bool:
         check()
         removed += _remove(cache, each)
     return removed > 0
+
+
+def _facts(path: bytes) -> "Facts":
+    """What the completion marker of an environment says; nothing if it has none that is whole."""
+    marker = read_marker(path)
+    return (parse(marker) if marker else None) or {}
+
+
+def _is_whole(path: bytes, found: "Facts") -> bool:
+    return bool(found) and has_first(path, found)
 
 
 def forget(folder: bytes) -> None:

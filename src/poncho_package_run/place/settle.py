@@ -9,7 +9,7 @@ import errno
 import os
 
 from .. import MARKER
-from ..machine import library, process
+from ..machine import library
 from ..telling.errors import ArchiveError, CannotCreate, Failure, InputOutputError
 from ..telling.failures import located, untrusted
 from .completion import exists, is_prefix, is_trusted, read_marker, shut
@@ -274,8 +274,10 @@ def _set_aside(
 ) -> None:
     """Move what is damaged aside, if there is an archive to take its place."""
     name = os.fsdecode(directory)
-    if cached and (is_leased(directory) or process.uses(directory)):
-        raise CannotCreate("{} is damaged ({}) and in use".format(name, damage))
+    if cached and is_leased(directory):
+        raise CannotCreate(
+            "{} is damaged ({}) and in use; remove it once it is not".format(name, damage)
+        )
     if archive is None:
         raise InputOutputError("{} is damaged: {}; unpack it again".format(name, damage))
     beside = can_be_replaced(directory)

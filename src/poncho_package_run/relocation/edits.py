@@ -58,6 +58,13 @@ _WORD = frozenset(
 _LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ESCAPES = (b"n", b"t", b"r")
 
+# The longest flag (``-idirafter``) and what is before it, which is none of these.
+_FLAG = 12
+_INSIDE = _WORD | {b"", b"/"}
+
+# What is behind the end of a sentence.
+_ENDS = (b"", b" ", b"\t", b"\r", b"\n", b"\0", b'"', b"'", b")", b"\\")
+
 
 class TooLong(Exception):
     """The prefix is longer than what a placeholder has room for in a string.
@@ -172,22 +179,22 @@ def _is_path(content: "Union[bytes, Contents]", start: int, sought: bytes) -> bo
     ``/env-data``), though the end of a sentence may follow. It may follow a flag (``-L``,
     ``-isystem``), a letter behind a backslash (the end of a line in a string), the ``//`` of a URL;
     and one that is no mere name the dot of what lies below another root (``./opt/env``, in Python's
-    own list of how it was built), or a text in no need of blanks.
+    own list of how it was built).
     """
     around = content.around if isinstance(content, Contents) else content.__getitem__
     stop = start + len(sought)
-    before, behind = around(slice(max(0, start - 12), start)), around(slice(stop, stop + 2))
-    if behind and behind[:1] in _WORD and (behind[:1] != b"." or behind[1:] in _WORD):
+    before, behind = around(slice(max(0, start - _FLAG), start)), around(slice(stop, stop + 2))
+    if start < _FLAG:
+        before = b"\n" + before
+    if behind and behind[:1] in _WORD and (behind[:1] != b"." or behind[1:] not in _ENDS):
         return False
-    last, letters = before[-1:], before.rstrip(_LETTERS)
+    last, flag = before[-1:], before.rstrip(_LETTERS)
     return (
-        not last
-        or (last not in _WORD and last != b"/")
+        (last not in _WORD and last != b"/")
         or before[-2:] == b"//"
-        or (letters != before and letters[-1:] == b"-" and letters[-2:-1] not in _WORD)
+        or (flag != before and flag[-1:] == b"-" and flag[-2:-1] not in _INSIDE)
         or (last in _ESCAPES and before[-2:-1] == b"\\")
         or (last == b"." and before[-2:-1] not in _WORD and b"/" in sought[1:])
-        or (last > b"\x7f" and b"/" in sought[1:])
     )
 
 

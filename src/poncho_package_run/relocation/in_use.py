@@ -7,6 +7,7 @@ files that are as before and files that are done, and relocating again changes o
 """
 
 import errno
+import hashlib
 import os
 import stat
 
@@ -110,7 +111,7 @@ class _Replacement:
         if opened is None:
             return
         handle, status, _ = opened
-        name = _name(status)
+        name = _name(status, path)
         try:
             try:
                 # As read-only as the old one.
@@ -163,7 +164,7 @@ class _Replacement:
         if opened is None:
             return
         os.close(opened[0])
-        name = _name(opened[1])
+        name = _name(opened[1], path)
         if name in self.again:
             output = os.open(name, os.O_RDONLY | _SAFELY, dir_fd=self._scratch)
             try:
@@ -176,12 +177,14 @@ class _Replacement:
     def _compare(self, path: bytes, output: int, edits: "Edits") -> None:
         """Make sure that a run after this one, or after its death, would leave the file alone."""
         if holds(Contents(output, check), edits, self._prefix):
-            raise RelocationError(
+            failed = RelocationError(
                 "cannot relocate to {} in place: what {} would hold reads like a path that is "
                 "still to be relocated; unpack the archive to another directory".format(
                     os.fsdecode(self._prefix), printable(path)
                 )
             )
+            failed.elsewhere = True
+            raise failed
 
     def finish(self) -> None:
         """Give the new files their names."""
@@ -230,7 +233,7 @@ class _Replacement:
                     if not is_ours(last):
                         below.append(path)
                 elif status.st_nlink > 1:
-                    name = _name(status)
+                    name = _name(status, path)
                     if self._linked.get(name, path) != path:
                         yield name, path
 
@@ -267,9 +270,15 @@ class _Replacement:
         self._directories.close()
 
 
-def _name(old: os.stat_result) -> bytes:
-    """What the new file for an old one is called in the private directory."""
-    return b"relocated.%d.%d" % (old.st_dev, old.st_ino)
+def _name(old: os.stat_result, path: bytes) -> bytes:
+    """What the new file for an old one is called in the private directory.
+
+    By its path if it has one name: some file systems (FUSE) number files anew at each look, or
+    several alike.
+    """
+    if old.st_nlink > 1:
+        return b"relocated.%d.%d" % (old.st_dev, old.st_ino)
+    return b"relocated." + hashlib.sha256(path).hexdigest().encode()
 
 
 def _keep(path: bytes, old: int, status: os.stat_result, new: int) -> None:

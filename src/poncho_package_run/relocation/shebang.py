@@ -10,7 +10,7 @@ stays one, ``from __future__`` may follow, and a coding line (PEP 263) keeps its
 It names the interpreter by its path, so that the script also starts, and with that interpreter,
 where the environment is not activated.  Scripts of other languages are started by env, which
 finds the interpreter in the activated environment: in ``bin``, which is all of it on PATH.  For
-one elsewhere (``libexec/ash``) the line stays, and Linux since 5.1 takes it up to 255 bytes.
+one elsewhere (``libexec/ash``) the line stays where Linux takes it, since 5.1 up to 255 bytes.
 
 Tried with dash, bash (as sh too) and busybox, Python 2.7, 3.6 to 3.13 and PyPy.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Linux took 127 bytes of a shebang line until 5.1, and other systems still do.
 _LIMIT = 127
+_LIMIT_NOW = 255  # of Linux since 5.1
 
 _SHELL = b"#!/bin/sh\n"
 
@@ -59,7 +60,8 @@ def startable(data: bytes, prefix: bytes, previous: "Optional[bytes]" = None) ->
     if len(plain) <= _LIMIT and not _splits(prefix):
         return plain + b"\n" + rest
     if not name.startswith((b"python", b"pypy")):
-        if list(filter(None, path[len(prefix) :].split(b"/"))) != [b"bin", name]:
+        is_found = list(filter(None, path[len(prefix) :].split(b"/"))) == [b"bin", name]
+        if not is_found and len(plain) <= _LIMIT_NOW and not _splits(prefix):
             return data
         # One word is all that most systems hand on of the rest of the line.
         env = b"#!/usr/bin/env -S " if options else b"#!/usr/bin/env "

@@ -15,9 +15,10 @@ class Failure(Exception):
     Attributes:
         full (bool): it is room that was missing.
         gone (bool): what was to be read or written is not there any more.
+        elsewhere (bool): another directory may do.
     """
 
-    full = gone = False
+    full = gone = elsewhere = False
     status = 70
     meaning = "a defect of this tool"
 
