@@ -83,9 +83,7 @@ def in_cache(path: bytes, options: "Options") -> "Optional[bytes]":
                     freed = cache.free(directory)
                 if freed:
                     continue  # once more, now that what is unused is gone
-            is_ours = isinstance(error, InputOutputError) and cache.is_writable
-            is_any_s = isinstance(error, RelocationError) and not error.elsewhere
-            if (is_ours and not error.gone) or is_any_s:
+            if cache.is_writable and not error.elsewhere:
                 raise
             warn("the environment is unpacked to a temporary directory: {}".format(error))
             break

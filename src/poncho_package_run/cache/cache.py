@@ -124,7 +124,7 @@ class Cache:
         if lease is None and not self._glance_until:
             self._glance_until = time.monotonic() + min(self.patience, _GLANCE)
         marker = directory + b"/" + MARKER
-        is_first = lease is not None
+        waited = lease is None
         while lease is None and time.monotonic() < self._glance_until and os.path.lexists(marker):
             time.sleep(POLL)
             lease = _hold(directory)
@@ -132,7 +132,7 @@ class Cache:
         if lease is None:
             return False
         self._lease = lease
-        if not is_first:
+        if waited:
             self.let_go()
             return False
         memo.touch(self.path, directory)

@@ -46,6 +46,7 @@ class DecoderUnavailable(Failure):
 
 
 class CannotCreate(Failure):
+    elsewhere = True
     status = 73
     meaning = "DIR or the temporary directory cannot be created or written"
 

@@ -57,7 +57,7 @@ def failure(
         failed.full = True
         return failed
     failed = InputOutputError("cannot read or write {}: {}; try again".format(name, why))
-    failed.gone = error.errno in (errno.ENOENT, errno.ESTALE)
+    failed.gone = failed.elsewhere = error.errno in (errno.ENOENT, errno.ESTALE)
     return failed
 
 
