@@ -177,14 +177,12 @@ class _Replacement:
     def _compare(self, path: bytes, output: int, edits: "Edits") -> None:
         """Make sure that a run after this one, or after its death, would leave the file alone."""
         if holds(Contents(output, check), edits, self._prefix):
-            failed = RelocationError(
+            raise RelocationError(
                 "cannot relocate to {} in place: what {} would hold reads like a path that is "
                 "still to be relocated; unpack the archive to another directory".format(
                     os.fsdecode(self._prefix), printable(path)
                 )
             )
-            failed.elsewhere = True
-            raise failed
 
     def finish(self) -> None:
         """Give the new files their names."""

@@ -207,14 +207,12 @@ class Editor:
         if isinstance(error, OSError):
             error.filename = path
             return error
-        failed = RelocationError(
+        return RelocationError(
             "cannot relocate to {}: the path has {} bytes, and {} has room for {}; "
             "choose a shorter directory".format(
                 os.fsdecode(self._prefix), len(self._prefix), printable(path), error.room
             )
         )
-        failed.elsewhere = True
-        return failed
 
     def _startable(self, data: bytes) -> bytes:
         if data[:2] != b"#!":

@@ -62,6 +62,7 @@ class LockTimeout(Failure):
 
 
 class RelocationError(Failure):
+    elsewhere = True
     status = 78
     meaning = (
         "the environment cannot be relocated to this path (path too long for a binary placeholder)"

@@ -121,7 +121,9 @@ def _room(directory: int, needed: "Optional[int]") -> str:
 
 def wrong_machine(path: bytes, theirs: str, ours: str) -> RelocationError:
     """The failure to tell of an environment for another kind of machine."""
-    return RelocationError(
+    failed = RelocationError(
         "the environment's {} is for {}, and this machine is {}; pack an environment on a machine "
         "like this".format(printable(path), theirs, ours)
     )
+    failed.elsewhere = False
+    return failed
