@@ -88,13 +88,14 @@ def private(cache):
     return [path.name for path in crash.private_directories(cache)]
 
 
-def go_on(tool):
-    """Let a run that strace has stopped come to its end."""
-    while tool.poll() is None:
-        for each in process.descendants_of(tool.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(each, signal.SIGCONT)
-        time.sleep(0.05)
+def stopped(spawn, tmp_path, call, number, *words):
+    """A run that is stopped in one of its calls of a kind."""
+    log = tmp_path / "log"
+    log.write_bytes(b"")
+    stopping = tracing.strace("-e", f"inject={call}:signal=STOP:when={number}", log=log)
+    tool = spawn(*words, wrapper=stopping)
+    process.wait_for(lambda: b"stopped by SIGSTOP" in log.read_bytes())
+    return tool
 
 
 # Where it lies, and when it is used
@@ -391,15 +392,19 @@ def test_where_locks_are_refused_nothing_lately_used_is_removed(use, cache, tmp_
 # A full disk
 
 
-def mounted(folder, options):
-    """The start of a command line for which a new folder is a tmpfs."""
-    folder.mkdir()
+def mounting(script, *words):
+    """The start of a command line behind a script that mounts something, seen by nobody else."""
     namespace = ["-m"] if os.geteuid() == 0 else ["-Urm"]
-    script = f'mount -t tmpfs -o {options} none "$0" && "$@"'
-    wrapper = [need("unshare"), *namespace, "sh", "-c", script, folder]
+    wrapper = [need("unshare"), *namespace, "sh", "-c", script, *words]
     if subprocess.run([*wrapper, "true"], stderr=subprocess.DEVNULL).returncode:
         missing("needs a mount namespace: run it as root, or allow user namespaces")
     return wrapper
+
+
+def mounted(folder, options):
+    """The start of a command line for which a new folder is a tmpfs."""
+    folder.mkdir()
+    return mounting(f'mount -t tmpfs -o {options} none "$0" && "$@"', folder)
 
 
 @pytest.fixture
@@ -829,17 +834,13 @@ def test_an_archive_that_is_written_while_it_is_unpacked_is_not_taken_for_the_ot
         os.utime(path, (1, 1))
     path = Path(shutil.copy2(first, tmp_path / "env"))
     let_clock_step()
-    log = tmp_path / "log"
-    log.write_bytes(b"")
-    stopping = tracing.strace("-e", "inject=mkdirat:signal=STOP:when=3", log=log)
-    tool = spawn("--cache", cache, "-e", path, "hello", wrapper=stopping)
-    process.wait_for(lambda: b"stopped by SIGSTOP" in log.read_bytes())
+    tool = stopped(spawn, tmp_path, "mkdirat", 3, "--cache", cache, "-e", path, "hello")
     if is_other:
         shutil.copyfile(second, path)
         os.utime(path, (1, 1))
     else:
         os.link(path, tmp_path / "link")
-    go_on(tool)
+    process.go_on_to_the_end(tool)
     out, err = tool.communicate()
     expected = cache / sum_of(path)
     assert (tool.returncode, out, err) == (0, b"hello from " + bytes(expected), b"")
@@ -1291,24 +1292,16 @@ def test_one_that_has_moved_in_use_is_left_as_it_is(run, spawn, cache, tmp_path)
 
 def test_nobody_comes_to_use_one_while_it_is_relocated(spawn, run, cache, tmp_path):
     """By the path that it was relocated to before, and has in another mount namespace."""
-    namespace = ["-m"] if os.geteuid() == 0 else ["-Urm"]
-    script = 'mount --bind "$0" "$1" && shift && "$@"'
     path = crash.archive(tmp_path / "a", "tar.gz")
     run("--cache", cache, "-e", path, "hello", check=True)
     moved = cache.rename(tmp_path / "moved")
     cache.mkdir(mode=0o700)
-    mounting = [need("unshare"), *namespace, "sh", "-c", script, moved, cache]
-    if subprocess.run([*mounting, "true"], stderr=subprocess.DEVNULL).returncode:
-        missing("needs a mount namespace: run it as root, or allow user namespaces")
-    log = tmp_path / "log"
-    log.write_bytes(b"")
-    stopping = tracing.strace("-e", "inject=fsync:signal=STOP:when=1", log=log)
-    first = spawn("--cache", moved, "-e", path, "hello", wrapper=stopping)
-    process.wait_for(lambda: b"stopped by SIGSTOP" in log.read_bytes())
-    second = run("--cache", cache, "-w", "1", "-e", path, "hello", wrapper=mounting, check=True)
+    seen = mounting('mount --bind "$0" "$1" && shift && "$@"', moved, cache)
+    first = stopped(spawn, tmp_path, "fsync", 1, "--cache", moved, "-e", path, "hello")
+    second = run("--cache", cache, "-w", "1", "-e", path, "hello", wrapper=seen, check=True)
     assert second.stdout.startswith(b"hello from " + bytes(tmp_path / "tmp"))
     assert second.stderr.count(b"\n") == 1
-    go_on(first)
+    process.go_on_to_the_end(first)
     out, err = first.communicate()
     assert (out, err) == (b"hello from " + bytes(moved / sum_of(path)), b"")
 

@@ -205,12 +205,7 @@ def test_who_is_stopped_on_one_node_finds_what_the_other_has_published(cluster, 
     second = cluster.run(cluster.node(1), *words)
     assert (second.returncode, second.stdout) == (0, b"hello from " + bytes(cluster.kept))
     inode = (cluster.real / "kept" / "bin" / "hello").stat().st_ino
-    end = time.monotonic() + 60
-    while first.poll() is None and time.monotonic() < end:
-        for each in process.descendants_of(first.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(each, signal.SIGCONT)
-        time.sleep(0.05)
+    process.go_on_to_the_end(first)
     result = crash.finish(first)
     assert result.returncode in (0, 75), result
     assert (cluster.real / "kept" / "bin" / "hello").stat().st_ino == inode

@@ -297,7 +297,6 @@ def test_what_has_moved_names_the_place_where_it_lies(run, tmp_path):
     assert (two / "f").read_bytes() == text.replace(PLACEHOLDER.encode(), bytes(two)) + apart
 
 
-
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_record_s_path_may_be_spelled_as_python_spells_it(run, tmp_path, name):
     path = RECORDS[name]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from poncho_package_run.relocation.shebang import startable
+from support import relocations
 from support.environments import PLACEHOLDER
 from support.tars import environment, member, symlink
 
@@ -116,14 +117,9 @@ OUTSIDE = [b"libexec/ash", b"bin/sub/ash", b"bin/../libexec/ash", b"libexec/bin/
 def test_an_interpreter_outside_of_bin_is_named_by_its_path(run, tmp_path, way, shell):
     kept = tmp_path / ("d" * 100)
     packed, moved = tmp_path / "packed", Path(f"{kept}-moved")
-    files = {
-        "conda-meta/history": b"",
-        "bin/conda-unpack": f"_prefix_records = [\n('bin/tool', {PLACEHOLDER!r}, 'text'),\n]\n",
-        "bin/tool": b"#!%s/%s -e\necho started\n" % (PLACEHOLDER.encode(), shell),
-    }
-    for name, data in files.items():
-        (packed / name).parent.mkdir(parents=True, exist_ok=True)
-        (packed / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    placeholder = PLACEHOLDER.encode()
+    script = b"#!%s/%s -e\necho started\n" % (placeholder, shell)
+    relocations.environment(packed, {"bin/tool": (script, placeholder, "text")})
     (packed / "bin/tool").chmod(0o755)
     interpreter = packed / os.path.normpath(os.fsdecode(shell))
     interpreter.parent.mkdir(parents=True, exist_ok=True)
@@ -153,13 +149,10 @@ def test_an_interpreter_outside_of_bin_is_named_by_its_path(run, tmp_path, way, 
 
 def test_where_no_system_takes_its_path_an_interpreter_is_looked_for_in_bin(run, tmp_path):
     """As R has it: lib/R/bin/Rscript is bin/Rscript, too."""
+    placeholder = PLACEHOLDER.encode()
+    script = b"#!%s/lib/R/bin/Rscript\necho started\n" % placeholder
     packed = tmp_path / "packed"
-    records = f"_prefix_records = [\n('bin/tool', {PLACEHOLDER!r}, 'text'),\n]\n"
-    tool = f"#!{PLACEHOLDER}/lib/R/bin/Rscript\necho started\n"
-    files = {"conda-meta/history": "", "bin/conda-unpack": records, "bin/tool": tool}
-    for name, text in files.items():
-        (packed / name).parent.mkdir(parents=True, exist_ok=True)
-        (packed / name).write_text(text)
+    relocations.environment(packed, {"bin/tool": (script, placeholder, "text")})
     (packed / "bin/tool").chmod(0o755)
     for name in ("lib/R/bin/Rscript", "bin/Rscript"):
         (packed / name).parent.mkdir(parents=True, exist_ok=True)

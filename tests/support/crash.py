@@ -343,25 +343,16 @@ class Stopped:
             nonlocal sent
             # Whoever is told twice may be told behind the next stop, and goes on from there.
             if b"SIGCONT" not in self.log.read_bytes() and time.monotonic() > sent + 5:
-                self._continue()
+                process.go_on(self.process.pid)
                 sent = time.monotonic()
             return self._is_stopped(2) or self.process.poll() is not None
 
         process.wait_for(stopped_again)
         assert self._is_stopped(2), self.process.communicate()
 
-    def _continue(self) -> None:
-        # Under strace a continued process may be told so too early: once more, then.
-        for each in process.descendants_of(self.process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(each, signal.SIGCONT)
-
     def end(self) -> "subprocess.CompletedProcess[bytes]":
         """Let it go on, to its end."""
-        deadline = time.monotonic() + 60
-        while self.process.poll() is None and time.monotonic() < deadline:
-            self._continue()
-            time.sleep(0.05)
+        process.go_on_to_the_end(self.process)
         self.place.known.discard(self.log)
         self.log.unlink()
         return finish(self.process)

@@ -1,9 +1,12 @@
 """Watching processes from outside (Linux: by reading /proc)."""
 
 import os
+import signal
+import subprocess
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,21 @@ def descendants_of(pid: int) -> list[int]:
     """The living processes that ``pid`` started, and theirs."""
     children = children_of(pid)
     return [*children, *(each for child in children for each in descendants_of(child))]
+
+
+def go_on(pid: int) -> None:
+    """Continue all that a process started, where something has stopped it."""
+    for each in descendants_of(pid):
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGCONT)
+
+
+def go_on_to_the_end(started: "subprocess.Popen[bytes]", seconds: float = 60.0) -> None:
+    """``go_on`` until it has ended, or for so long: under strace who is told once may not hear."""
+    end = time.monotonic() + seconds
+    while started.poll() is None and time.monotonic() < end:
+        go_on(started.pid)
+        time.sleep(0.05)
 
 
 def open_files(pid: int) -> list[str]:
