@@ -291,6 +291,18 @@ def finish(process: "subprocess.Popen[bytes]") -> "subprocess.CompletedProcess[b
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def lost_by_python(result: "subprocess.CompletedProcess[bytes]", number: int) -> bool:
+    """Whether the interpreter has dropped a Ctrl-C that came before it handed over to the tool.
+
+    Its handler raises an exception wherever it stands; in the callback of a weak reference, as
+    the import system has at each of its locks, nothing comes of that but a message (1 of 300
+    within the first 12 ms, 3.11 and 3.12).  The tool takes that handler away in its first lines.
+    """
+    text = os.fsdecode(result.stderr)
+    dropped = re.match(r"Exception ignored in: .*\n(?:.*\n)*KeyboardInterrupt: ?\n", text)
+    return number == signal.SIGINT and result.returncode == 0 and dropped is not None
+
+
 def remove(path: Path) -> None:
     """Remove whatever is there, read-only directories too."""
     if not path.is_dir() or path.is_symlink():
@@ -517,6 +529,16 @@ class Scenario:
         Returns:
             the seconds that the run took to end of it.
         """
+        for _ in range(3):
+            took, result = self._interrupted_at(instant, number)
+            if not lost_by_python(result, number):
+                break
+        self.check_interrupted(result, number)
+        return took
+
+    def _interrupted_at(
+        self, instant: float, number: int
+    ) -> "tuple[float, subprocess.CompletedProcess[bytes]]":
         self.prepare()
         self.found = set(self.place.left(strict=True))
         tool = self.place.start(*self.options, "sleep", "20", outer=self.killed_in)
@@ -524,9 +546,7 @@ class Scenario:
         tool.send_signal(number)
         sent = time.monotonic()
         result = finish(tool)
-        took = time.monotonic() - sent
-        self.check_interrupted(result, number)
-        return took
+        return time.monotonic() - sent, result
 
     def check_interrupted(self, result: "subprocess.CompletedProcess[bytes]", number: int) -> None:
         text = os.fsdecode(result.stderr)
