@@ -7,11 +7,12 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
-from support import crash, process, scenarios, tracing
+from support import crash, interpreters, process, scenarios, tracing
 from support.messages import status_of
 
 # Of the machine's, not the tool's: several tests run at once.
@@ -31,6 +32,66 @@ def test_a_signal_at_any_instant_ends_it_and_leaves_nothing(ground, scenario, nu
             assert took < LIMIT, f"it took {took:.3f} s to end"
         except AssertionError as error:
             raise AssertionError(f"signal {number} after {instant:.4f} s: {error}")
+
+
+# Comes to the artifact by way of an import in whose callback something happens: a Ctrl-C, that
+# is, or the wait of another thread.
+CALLBACK = """\
+import os, runpy, sys, _thread, time
+event, what = sys.argv[1:3]
+del sys.argv[:3]
+def hook(frame, now, of):
+    if (frame.f_code.co_name, now) == ("cb", event):
+        if now == "call" or of.__name__ == "acquire_lock":
+            sys.setprofile(None)
+            os.kill(os.getpid(), 2) if what == "ctrl-c" else time.sleep(60)
+def importing():
+    sys.setprofile(hook)
+    import this_is_nowhere
+try:
+    importing() if what == "ctrl-c" else _thread.start_new_thread(importing, ())
+except ImportError:
+    sys.setprofile(None)
+time.sleep(0.1)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("each", interpreters.find(), ids=lambda each: each.name)
+@pytest.mark.parametrize("event", ["call", "c_return"])
+def test_an_early_one_that_the_interpreter_drops_ends_it(artifact, tiny, each, event):
+    command = [each.path, "-c", CALLBACK, event, "ctrl-c", artifact, "-e", tiny, "hello"]
+    result = subprocess.run(command, capture_output=True, timeout=60)
+    assert b"Exception ignored in" in result.stderr, "nothing was dropped"
+    assert (result.returncode, result.stdout) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize("each", interpreters.find(), ids=lambda each: each.name)
+def test_an_import_of_another_thread_is_none(artifact, tiny, each):
+    """A site's own hooks may have started one before the tool begins."""
+    command = [each.path, "-c", CALLBACK, "call", "wait", artifact, "-e", tiny, "hello"]
+    result = subprocess.run(command, capture_output=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"hello\n", b"")
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGINT])
+def test_a_thread_that_is_there_already_takes_no_signal(artifact, tiny, tmp_path, number):
+    """Of a process's threads the kernel gives a signal to one that waits for it, or to any."""
+    log = tmp_path / "log"
+    late = ["-e", "trace=rt_sigtimedwait", "-e", "inject=rt_sigtimedwait:delay_enter=1s:when=1"]
+    command = ["hello"] if number is None else ["sh", "-c", "echo $$ >&2; exec sleep 20"]
+    words = [sys.executable, "-c", CALLBACK, "call", "wait", artifact, "-e", tiny, *command]
+    tool = subprocess.Popen(
+        [*tracing.strace(*late, log=log), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    if number is not None:
+        tool.stderr.readline()
+        (pid,) = process.children_of(tool.pid)
+        os.kill(pid, number)
+    out, err = tool.communicate(timeout=15)
+    result = subprocess.CompletedProcess((), tool.returncode, out, err)
+    assert (status_of(result), err) == (128 + number if number else 0, b"")
+    assert out == (b"" if number else b"hello\n")
 
 
 MAKING = {"mkdir", "mkdirat", "openat", "flock", "rename", "renameat", "clone3", "rmdir"}

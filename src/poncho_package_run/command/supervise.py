@@ -1,11 +1,12 @@
 """Waiting for the command: signals are forwarded to it, and it is reaped."""
 
+import _thread
 import fcntl
 import os
 import signal
 import time
 
-from ..machine.signals import FAULTS, check, numbers
+from ..machine.signals import FAULTS, check, numbers, take
 from ..telling import errors
 from .execute import execute
 
@@ -30,6 +31,7 @@ _OF_TERMINAL = ("HUP", "INT", "QUIT", "TSTP", "WINCH", "INFO")
 
 # Seconds.
 _HOUR = 3600
+_LOOK = 0.1
 
 
 def supervise(
@@ -119,15 +121,16 @@ def _wait(child: int, forwarded: list, hourly: "Optional[Callable[[], object]]")
     # Orphans are given to process 1; whoever else has other children got them from its caller.
     reaped = -1 if os.getpid() == 1 else child
     due = time.monotonic() + _HOUR
+    longest = _HOUR if _is_single_threaded() else _LOOK
     while True:
-        number, code = _next([*forwarded, signal.SIGCHLD], due - time.monotonic())
+        seconds = min(longest, due - time.monotonic())
+        number, code = _next([*forwarded, signal.SIGCHLD], seconds)
+        number = number or take()
         if time.monotonic() >= due:
             due = time.monotonic() + _HOUR
             if hourly is not None:
                 hourly()
-        if not number:
-            continue
-        if number != signal.SIGCHLD:
+        if number not in (0, signal.SIGCHLD):
             if not _is_from_terminal(number, code, child):
                 _send(child, number)
             continue
@@ -144,6 +147,19 @@ def _wait(child: int, forwarded: list, hourly: "Optional[Callable[[], object]]")
             if continued and changed != child:
                 # We were continued, but not as a member of our group, or it would be too.
                 _send(child, signal.SIGCONT)
+
+
+def _is_single_threaded() -> bool:
+    """Whether there is nobody else in this process who may be given its signals.
+
+    A hook of the site's or a preloaded library may have started a thread before the tool began.
+    Between two waits of ours the kernel gives a signal to it: news of the child are lost like
+    that, and other signals are taken note of.
+    """
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return not _thread._count()
 
 
 def _send(child: int, number: int) -> None:
