@@ -47,8 +47,8 @@ DATE = (1980, 1, 1, 0, 0, 0)
 FIRST = """\
 import sys
 if sys.version_info < (3, 6):
-    old = "poncho_package_run: Python %d.%d is too old; use 3.6 or later\\n"
-    sys.stderr.write(old % sys.version_info[:2])
+    old = "poncho_package_run: Python %d.%d is too old; use 3.6 or later"
+    sys.stderr.write(old % sys.version_info[:2] + chr(10))
     sys.exit(69)
 import _imp, _signal, _thread
 if _signal.getsignal(2) is _signal.default_int_handler:
@@ -98,7 +98,7 @@ def modules(part):
         raise ValueError(name)
     if compiled:
         return marshal.loads(data[64:])
-    words = data[64:].decode().split("\\0")
+    words = data[64:].decode().split(chr(0))
     return zip(words[::2], words[1::2])
 class Loader:
     def find_spec(self, name, path=None, target=None):
@@ -164,8 +164,8 @@ sys.stdout.buffer.write(importlib.util.MAGIC_NUMBER[:2] + marshal.dumps(codes))
 # What was read of the artifact is not what it was when it was listed, or is not there any more.
 BROKEN = """\
 except Exception as error:
-    text = "poncho_package_run: {} was removed or changed as it started; copy it anew ({})\\n"
-    sys.stderr.write(text.format(archive.archive, error))
+    text = "poncho_package_run: {} was removed or changed as it started; copy it anew ({})"
+    sys.stderr.write(text.format(archive.archive, error) + chr(10))
     sys.exit(74)
 """
 
@@ -219,14 +219,15 @@ if notes[2:]:
 if holder != "-":
     try:
         with open("/proc/" + holder + "/environ", "rb") as file:
-            given = file.read().split(b"\\0")[:-1]
+            given = file.read().split(bytes(1))[:-1]
         with open("/proc/" + holder + "/stat", "rb") as file:
             ignored = int(file.read().rpartition(b")")[2].split()[30])
     except OSError:
         ignored = 0
     else:
-        # Of two with one name the first counts, as for getenv.
-        given = dict(reversed([each.partition(b"=")[::2] for each in given if each[1:]]))
+        # Of two with one name the first counts, as for getenv.  A name there must be.
+        given = [each.partition(b"=")[::2] for each in given if b"=" in each and each[:1] != b"="]
+        given = dict(reversed(given))
         for name in list(os.environb):
             if name not in given:
                 del os.environb[name]
@@ -366,7 +367,10 @@ def entered_straight(bundle: Path, texts: "dict[str, bytes]", digest: str) -> by
     values = {"digest": digest, "numbers": numbers, "rooms": json.dumps(["", *rooms])}
     entries["__main__.py"] = MAIN.encode()
     entries["entry.py"] = ENTRY.format(archive=IN_ZIPAPP, **values).encode()
-    return zipped(header(FIRST + ENTRY.format(archive=IN_HEADER, **values) + FROM_HEADER), entries)
+    program = FIRST + ENTRY.format(archive=IN_HEADER, **values) + FROM_HEADER
+    if {"\\", "~"} & set(program):
+        sys.exit("build.py: Shift JIS has no \\ and no ~: a program behind -c can have neither")
+    return zipped(header(program), entries)
 
 
 def header(started: str) -> bytes:

@@ -23,12 +23,13 @@ _ppr_entry='@entry@'
 # for writing, so the holder watches it do that; the count is for a shell that waits for background
 # processes (ksh93).  Only builtins are used, because dash forgets which signals its caller blocks
 # when it starts a program, and only descriptors that the caller has not open (3 to 9 are those that
-# every shell can name), taken before a shell makes a pipe, which might else get them.
+# every shell can name), taken before a shell makes a pipe, which might else get them.  In a pid
+# namespace with the /proc of another, what has our number there is not us.
 _ppr_holder=
 _ppr_notes='- 0'
 _ppr_in=
 _ppr_out=
-if [ -e /proc/$$/exe ] && [ -e /dev/null ]; then
+if [ /proc/self -ef /proc/$$ ] && [ -e /proc/$$/exe ] && [ -e /dev/null ]; then
     for _ppr_fd in 3 4 5 6 7 8 9; do
         [ -e "/proc/$$/fd/$_ppr_fd" ] || { _ppr_in=$_ppr_out _ppr_out=$_ppr_fd; }
     done
@@ -38,9 +39,11 @@ if [ "$_ppr_in" ]; then
 x
 E"; } 2>>"$_ppr_null"
     if [ -p "/proc/$$/fd/$_ppr_in" ]; then
-        eval "exec $_ppr_out>/proc/$$/fd/$_ppr_in
-        { exec $_ppr_out>&-; read -r _ppr_in; read -r _ppr_in; } <&$_ppr_in $_ppr_in<&- 2>&- &"
-        _ppr_holder=$!
+        # (It comes back where no process may be started; then it does without a holder.)
+        { command eval "exec $_ppr_out>/proc/$$/fd/$_ppr_in
+        { exec $_ppr_out>&-; read -r _ppr_in; read -r _ppr_in; } <&$_ppr_in $_ppr_in<&- 2>&- &
+        _ppr_holder=\$!"; } 2>>"$_ppr_null"
+        [ "$_ppr_holder" ] || { eval "exec $_ppr_out>&-" && _ppr_out=; }
     fi
     eval "exec $_ppr_in<&-"
 fi
@@ -75,7 +78,7 @@ else
         trap _ppr_caught=1 ${_ppr_signal%:*} && kill -s ${_ppr_signal%:*} $$
         [ "$_ppr_caught" ] || _ppr_notes="- $((${_ppr_notes#-} + ${_ppr_signal#*:}))"
         trap - ${_ppr_signal%:*}
-    done 2>>"$_ppr_null"
+    done 2>&-
 fi
 
 # -I keeps PYTHON* variables, the working directory and the user's packages out, -S spares the
@@ -85,7 +88,10 @@ _ppr_run() {
     eval "$_ppr_exec"' "$_ppr_python" -BIS -c "$_ppr_entry" "$0" "$_ppr_notes" "$@"' "$_ppr_keep"
 }
 for _ppr_python in python3 @versions@ /usr/libexec/platform-python "${0%/*}/python3"; do
-    command -v "$_ppr_python" >>"$_ppr_null" 2>&1 && _ppr_run "$@"
+    case $_ppr_python in
+        */*) [ -f "$_ppr_python" ] && [ -x "$_ppr_python" ] ;;
+        *) hash "$_ppr_python" 2>&- ;; # "command -v" writes, and there may be nowhere to
+    esac && _ppr_run "$@"
 done
 # Beside the file itself, if this is a symlink to it.
 if [ -L "$0" ]; then
@@ -99,6 +105,11 @@ fi
 IFS=' 	
 '
 _ppr_exec='command exec' # which comes back where that Python cannot be executed
+# Without a standard output some shells cannot read that of another either.
+{ command : >&1; } 2>&- || {
+    exec >>"$_ppr_null"
+    _ppr_keep="$_ppr_keep >&-"
+}
 _ppr_say() {
     printf 'poncho_package_run: %s\n' "$1" >&2
     exit "$2"

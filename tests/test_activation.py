@@ -464,6 +464,9 @@ class TestScripts:
         "read-only": "readonly FIXED=1; FIXED=2",
         "shift": "shift 5",
         "its own trap": "trap 'echo bye' EXIT",
+        "its own trap, and exit": "trap 'echo bye; exit 9' EXIT; exit 3",
+        "its own trap, and an error": "trap -- 'echo bye' INT 0; set -u; echo $NO_SUCH_VARIABLE",
+        "what we would remove": "readonly PS1 PS4 PWD",
         "break": "break; continue",
     }
 
@@ -488,6 +491,8 @@ class TestScripts:
         "stdout closed": "exec >&-",
         "stdout moved": "exec >/dev/null",
         "umask": "umask 077; umask 022",
+        "traps": "trap 'echo noise' DEBUG ERR RETURN 2>/dev/null || true",
+        "a trap of ours": "trap - EXIT; trap 0; trap '' EXIT",
     }
 
     @pytest.mark.parametrize("text", DISTURBING.values(), ids=DISTURBING)
@@ -530,6 +535,13 @@ class TestScripts:
         "ENV": "/no/such/file",
         "PPID": "1",
         "OPTIND": "x",
+        "SHLVL": "007",
+        "BASHPID": "1",
+        "BASH_VERSION": "5",
+        "RANDOM": "7",
+        "LINENO": "x",
+        "EPOCHSECONDS": "0",
+        "COMP_WORDBREAKS": " ",
         "a.b": "no name in a shell",
         "BASH_FUNC_hello%%": "() {  echo hello\n}",
     }
@@ -597,6 +609,8 @@ class TestScripts:
         (tmp_path / "plain").write_text("")
         (tmp_path / "orphan").write_text("#!/no/such/interpreter\n")
         (tmp_path / "orphan").chmod(0o755)
+        (tmp_path / "windows").write_bytes(b"#!/bin/sh\r\necho it\r\n")
+        (tmp_path / "windows").chmod(0o755)
         for word, status in [
             ("no-such-command", 127),
             ("./no-such-command", 127),
@@ -606,11 +620,36 @@ class TestScripts:
             ("./plain", 126),
             ("/", 126),
             ("./orphan", 126),
+            ("./windows", 126),
         ]:
-            result = run("-e", prefix.path, "--", word, wrapper=shell, cwd=tmp_path)
+            words = ["--", word, "touch", "harm"]
+            result = run("-e", prefix.path, *words, wrapper=shell, cwd=tmp_path)
             assert result.returncode == status, word
+            assert not (tmp_path / "harm").exists(), "an argument was run as a command"
             assert result.stderr.startswith(b"poncho_package_run: "), word
             assert result.stderr.count(b"\n") == 1, result.stderr
+
+    def test_37_an_exec_that_fails_unforeseen(self, run, prefix, shell, tmp_path):
+        prefix.script("a.sh", "")
+        shutil.copy(shutil.which("true"), tmp_path / "busy")
+        with open(tmp_path / "busy", "ab"):
+            words = ["./busy", "touch", "harm"]
+            result = run("-e", prefix.path, *words, wrapper=shell, cwd=tmp_path)
+        assert result.returncode == 126
+        assert result.stderr.splitlines()[-1].startswith(b"poncho_package_run: cannot run ./busy")
+        assert not (tmp_path / "harm").exists(), "an argument was run as a command"
+
+    def test_38_the_signal_mask_is_the_callers(self, run, prefix, shell):
+        prefix.script("a.sh", "export X=$(env true)\n")
+        blocked = {signal.SIGCHLD, signal.SIGUSR1, signal.SIGRTMIN, signal.SIGRTMAX}
+
+        def block():
+            signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+
+        command = ["grep", "SigBlk", "/proc/self/status"]
+        expected = subprocess.run(command, preexec_fn=block, capture_output=True).stdout
+        result = run("-e", prefix.path, *command, wrapper=shell, preexec_fn=block, check=True)
+        assert result.stdout == expected
 
     def test_38_stdout_closed(self, run, prefix, shell):
         prefix.script("a.sh", "echo noise\n")
@@ -625,7 +664,7 @@ class TestScripts:
         result = run("-e", prefix.path, "echo", "x", wrapper=[*closing, *shell], check=True)
         assert result.stdout == b"x\n"
 
-    @pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1"])
+    @pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1", "PIPE", "SEGV"])
     @pytest.mark.parametrize("body", ["sleep 60", "while :; do :; done"])
     def test_39_a_signal_while_they_run_ends_the_run(self, spawn, prefix, shell, name, body):
         prefix.script("a.sh", f"echo ready >&2; {body}\n")

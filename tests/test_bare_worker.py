@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support import tracing, trees
-from support.commands import need
+from support.commands import missing, need
 
 GONE = re.compile(
     r"(ba|z|k|c|tc|fi)sh|(bsd|g)?tar|g?zip|g?unzip|pigz|bzip2|bunzip2|xz|unxz|zstd|flock|conda.*|"
@@ -26,6 +26,15 @@ def bare_path(tmp_path_factory):
                 (folder / path.name).symlink_to(path)
     assert (folder / "sh").exists()
     return str(folder)
+
+
+def test_without_dev_and_standard_streams(run, tiny):
+    """What a container has that mounts nothing: there is nothing to open in their place."""
+    if os.geteuid():
+        missing("needs root: it hides /dev")
+    script = 'mount -t tmpfs none /dev && exec "$@" <&- 2>&-'
+    wrapper = [need("unshare"), "-m", "sh", "-c", script, "sh"]
+    assert run("-e", tiny, "hello", wrapper=wrapper, check=True).stdout == b"hello\n"
 
 
 FORMATS = ["tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst", "zip"]

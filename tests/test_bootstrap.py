@@ -205,6 +205,16 @@ def test_cold_and_warm(root, environment, run, tmp_path):
     assert result.stdout == b"/kept/bin/python3 0 caller's\n"
 
 
+def test_a_standard_output_that_is_closed(root):
+    """It is the command's to find it so."""
+    look = "import os, sys; os.path.exists('/proc/self/fd/1') and sys.exit(9); sys.exit(3)"
+    for words in (["-e", "env.tar.gz"], ["-e", "env.tar.gz", "-d", "kept"], ["-e", "kept"]):
+        closing = ["-c", 'exec "$@" >&-', "sh", "./tool", *words, "python3", "-c", look]
+        command = root.command({"PATH": "/bin"}, "/bin/sh", *closing)
+        result = subprocess.run(command, stderr=subprocess.PIPE, timeout=60)
+        assert (result.returncode, result.stderr) == (3, b""), words
+
+
 def test_a_directory_that_was_unpacked_by_tar(root):
     kept = root.path / "kept"
     kept.mkdir()
@@ -489,7 +499,7 @@ def test_which_environment_and_directory_are_meant_is_found_by_the_same_rules(sh
     while compared < 300:
         words = rng.choices(POOL, k=rng.randrange(1, 7))
         try:
-            options = cli.parse(words)
+            options = cli.parse([os.fsencode(word) for word in words])
         except UsageError:
             continue
         except SystemExit:

@@ -92,7 +92,7 @@ def test_a_pipe_of_process_substitution(run, environment, artifact, variables, t
 def test_a_pipe_of_what_needs_seeking_is_refused(run, environment, format):
     data = environment.archive(format).read_bytes()
     result = run("-e", "/dev/stdin", "true", stdin=None, input=data)
-    refused(result, 65, "/dev/stdin")
+    refused(result, 65, "/dev/stdin", "in a pipe", "give the path of a file")
 
 
 @pytest.mark.parametrize("options", PACKED)

@@ -1,6 +1,7 @@
 """The /bin/sh header of the artifact: what the caller gives reaches the command byte for byte."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -212,6 +213,71 @@ def test_nothing_of_the_header_stays(artifact, world, tmp_path):
         tool.kill()
         tool.wait()
     wait_for(lambda: left() == [], what="the header's processes to end")
+
+
+def test_variables_without_a_name_or_a_value_are_passed_over(artifact, world):
+    """Of which Python makes none either; no shell and no Python starts anything with them."""
+    source = world.parent / "odd.c"
+    source.write_text(
+        "#include <unistd.h>\n"
+        "int main(int count, char **words) {\n"
+        '    char *given[] = {"PATH=/usr/bin:/bin", "=no=name", "=", "NOVALUE", "A=1", 0};\n'
+        "    return execve(words[1], words + 1, given);\n"
+        "}\n"
+    )
+    subprocess.run([need("gcc"), "-o", world.parent / "odd", source], check=True)
+    for words in ([artifact], ["/usr/bin/env", "python3", artifact]):
+        command = [world.parent / "odd", *words, "-e", world, "printer"]
+        result = subprocess.run(command, capture_output=True)
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert printed(result.stdout).items() >= {(b"A", b"1")}
+        assert {b"", b"NOVALUE"}.isdisjoint(printed(result.stdout))
+
+
+def test_the_proc_of_another_pid_namespace_is_not_ours(artifact, world, shell, tmp_path):
+    """Where it has other processes under the numbers of our own."""
+    if os.geteuid():
+        missing("needs root: the kernel keeps an ordinary user from what this is about")
+    (tmp_path / "data").write_text("theirs\n")
+    sleepers = "for each in 2 3 4 5 6 7 8 9; do OTHERS=1 sleep 60 <data & done; sleep 0.2; "
+    words = [need("unshare"), "-pf", *shell, str(artifact), "-e", str(world), "printer"]
+    outer = [need("unshare"), "-pf", "--kill-child", "--mount-proc", "sh", "-c"]
+    script = sleepers + 'OURS=1 "$@"; exit $?'
+    result = subprocess.run([*outer, script, "sh", *words], cwd=tmp_path, capture_output=True)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"OURS" in printed(result.stdout) and b"OTHERS" not in printed(result.stdout)
+    assert (tmp_path / "data").read_text() == "theirs\n"
+
+
+def test_a_warm_start_needs_no_process(artifact, world):
+    """Nor does it need the holder, where there may be no process more."""
+
+    def limit():
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+
+    for path in (world, *world.parents):
+        path.chmod(path.stat().st_mode | 0o055)
+    result = subprocess.run(
+        [need("dash"), artifact, "-e", world, "printer"], preexec_fn=limit, capture_output=True
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"CONDA_PREFIX=" in result.stdout
+
+
+@pytest.mark.parametrize("proc", [True, False], ids=["proc", "no proc"])
+def test_without_dev_the_header_still_starts(artifact, world, shell, proc):
+    if os.geteuid():
+        missing("needs root: it hides /dev")
+    script = "mount -t tmpfs none /dev && " + ("" if proc else "mount -t tmpfs none /proc && ")
+    words = [need("unshare"), "-m", "sh", "-c", script + 'exec "$@"', "sh"]
+    for closing in ("", "exec 2>&-; "):
+        inner = ["sh", "-c", closing + 'exec "$@"', "sh", *shell, artifact, "-e", world, "printer"]
+        result = subprocess.run([*words, *inner], capture_output=True)
+        assert (result.returncode, result.stderr) == (0, b""), closing
+        assert b"CONDA_PREFIX=" in result.stdout
 
 
 def test_without_proc_the_header_still_starts(artifact, world):

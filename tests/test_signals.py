@@ -4,15 +4,18 @@ A sample; ``make sweep`` sends 2,000.
 """
 
 import os
+import pty
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from support import crash, interpreters, process, scenarios, tracing
+from support.commands import need
 from support.messages import status_of
 
 # Of the machine's, not the tool's: several tests run at once.
@@ -74,24 +77,80 @@ def test_an_import_of_another_thread_is_none(artifact, tiny, each):
     assert (result.returncode, result.stdout, result.stderr) == (0, b"hello\n", b"")
 
 
-@pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGINT])
-def test_a_thread_that_is_there_already_takes_no_signal(artifact, tiny, tmp_path, number):
+def test_the_thread_of_a_hook_is_given_no_signal(artifact, tiny, tmp_path):
     """Of a process's threads the kernel gives a signal to one that waits for it, or to any."""
-    log = tmp_path / "log"
-    late = ["-e", "trace=rt_sigtimedwait", "-e", "inject=rt_sigtimedwait:delay_enter=1s:when=1"]
-    command = ["hello"] if number is None else ["sh", "-c", "echo $$ >&2; exec sleep 20"]
+    command = ["sh", "-c", "trap 'echo 10; n=$n.' USR1; trap 'echo 12; n=$n.' USR2; echo; "
+               "while [ ! \"$n\" = ... ]; do sleep 0.01; done; exit 5"]  # fmt: skip
     words = [sys.executable, "-c", CALLBACK, "call", "wait", artifact, "-e", tiny, *command]
     tool = subprocess.Popen(
-        [*tracing.strace(*late, log=log), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
-    if number is not None:
-        tool.stderr.readline()
-        (pid,) = process.children_of(tool.pid)
-        os.kill(pid, number)
-    out, err = tool.communicate(timeout=15)
-    result = subprocess.CompletedProcess((), tool.returncode, out, err)
-    assert (status_of(result), err) == (128 + number if number else 0, b"")
-    assert out == (b"" if number else b"hello\n")
+    given_up = threading.Timer(30, os.killpg, (tool.pid, signal.SIGKILL))
+    given_up.start()
+    try:
+        assert tool.stdout.readline() == b"\n"
+        assert len(os.listdir(f"/proc/{tool.pid}/task")) == 1
+        (child,) = process.children_of(tool.pid)
+        os.kill(child, signal.SIGSTOP)
+        process.wait_for(lambda: process.state_of(tool.pid) == "T")
+        for number in (signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2):
+            tool.send_signal(number)
+        assert {tool.stdout.readline(), tool.stdout.readline()} == {b"10\n", b"12\n"}
+        tool.send_signal(signal.SIGUSR1)
+        out, err = tool.communicate()
+    finally:
+        given_up.cancel()
+        if tool.poll() is None:
+            os.killpg(tool.pid, signal.SIGKILL)
+    assert (tool.returncode, out, err) == (5, b"10\n", b"")
+
+
+THREAD = """\
+#include <pthread.h>
+#include <unistd.h>
+static void *wait(void *none) { for (;;) pause(); return none; }
+__attribute__((constructor)) static void start(void) {
+    pthread_t thread;
+    pthread_create(&thread, 0, wait, 0);
+}
+"""
+
+
+def test_a_thread_of_a_preloaded_library_keeps_nobody_waiting(artifact, tiny, tmp_path):
+    """It is given the news of the child that ends before it is waited for."""
+    (tmp_path / "thread.c").write_text(THREAD)
+    library = tmp_path / "thread.so"
+    source = tmp_path / "thread.c"
+    subprocess.run(
+        [need("gcc"), "-shared", "-fPIC", "-pthread", "-o", library, source], check=True
+    )
+    late = ["-e", "trace=rt_sigtimedwait", "-e", "inject=rt_sigtimedwait:delay_enter=1s:when=1"]
+    words = [need("env"), f"LD_PRELOAD={library}", sys.executable, artifact, "-e", tiny, "hello"]
+    result = subprocess.run([*tracing.strace(*late), *words], capture_output=True, timeout=20)
+    assert (result.returncode, result.stdout) == (0, b"hello\n")
+
+
+def test_a_ctrl_c_just_before_the_command_starts_reaches_it(artifact, tiny, tmp_path):
+    """What waits from before the fork is not the child's, though a terminal sent it to both."""
+    log = tmp_path / "log"
+    late = ["-e", "trace=pipe2", "-e", "inject=pipe2:delay_enter=1s"]
+    command = ["sh", "-c", "echo started; sleep 5; echo not interrupted"]
+    words = [*tracing.strace(*late, log=log), sys.executable, artifact, "-e", tiny, *command]
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execvp(words[0], list(map(os.fspath, words)))
+    process.wait_for(lambda: log.exists() and "pipe2" in log.read_text())
+    os.write(terminal, b"\3")
+    said = b""
+    while True:
+        try:
+            said += os.read(terminal, 1000)
+        except OSError:  # nobody has it open any more
+            break
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert b"not interrupted" not in said
+    assert os.waitstatus_to_exitcode(status) in (-signal.SIGINT, 128 + signal.SIGINT)
 
 
 MAKING = {"mkdir", "mkdirat", "openat", "flock", "rename", "renameat", "clone3", "rmdir"}

@@ -4,6 +4,7 @@ Compiled at every start: what a warm start does not need is imported where it is
 """
 
 import _signal  # type: ignore[import-not-found]  # the module signal takes 2 ms, for its enums
+import _thread
 import os
 import sys
 
@@ -25,20 +26,24 @@ VALUES = {
     "--cache-limit": "cache_limit",
 }
 
+# How words are read and written again, whatever the locale.
+_TEXT = ("utf-8", "surrogateescape")
+
 _CACHE = "PONCHO_PACKAGE_RUN_CACHE"
 
 # Of CCTools releases; what they ask for is so here in any case, or has no counterpart.
 _WITHOUT_EFFECT = ("-k", "--keep-alive", "-r", "--remove-locking")
 
 
-def parse(words: list) -> Options:
-    """Read the words behind the program's name.
+def parse(argv: list) -> Options:
+    """Read the words behind the program's name, bytes.
 
     Raises:
         UsageError: they make no sense.
         CannotCreate: a relative path is of a directory that has been removed.
     """
     options = Options()
+    words = [word.decode(*_TEXT) for word in argv]
     values = {}
     debug = os.environ.get("PONCHO_PACKAGE_RUN_DEBUG", "no") not in ("", "0", "no")
     prepare_only = False
@@ -81,9 +86,10 @@ def parse(words: list) -> Options:
             from .telling.help import answer
 
             answer(word)
-    options.command = [] if prepare_only else [os.fsencode(word) for word in words[at:]]
+    options.command = [] if prepare_only else argv[at:]
     options.debug = debug
-    options.cache = os.fsencode(values.get("cache", os.environ.get(_CACHE, ""))) or None
+    variable = os.environb.get(_CACHE.encode(), b"")
+    options.cache = (values["cache"].encode(*_TEXT) if "cache" in values else variable) or None
     options.cache_limit = os.environ.get(_CACHE + "_LIMIT", "")
     if "cache_limit" in values:
         from .telling.usage import size
@@ -94,9 +100,9 @@ def parse(words: list) -> Options:
         return options
     if "environment" not in values:
         raise _usage("--environment is missing")
-    options.environment = os.fsencode(values["environment"])
+    options.environment = values["environment"].encode(*_TEXT)
     if "unpack_to" in values:
-        options.unpack_to = os.fsencode(values["unpack_to"])
+        options.unpack_to = values["unpack_to"].encode(*_TEXT)
         if values["unpack_to"][0] != "/":
             try:
                 os.getcwdb()
@@ -157,14 +163,19 @@ def main(
 
 def _start() -> int:
     from . import warm
+    from .command.activate import arguments
 
-    options = parse(sys.argv[1:])
+    options = parse(arguments())
     if options.list_cache:
         from .cache.listing import show
 
         return show(options.cache, options.cache_limit)
     if options.copy is None and warm.run(options):
         return 0
+    if _thread._count() and not sys.flags.no_site:
+        from .command.again import again
+
+        again()
     import gc
 
     from .pipeline import run

@@ -16,6 +16,7 @@ _DEBIAN_PACKAGE = {
     "flock": "util-linux",
     "fusermount": "fuse3",
     "fusermount3": "fuse3",
+    "localedef": "locales",
     "ls": "coreutils",
     "mksquashfs": "squashfs-tools",
     "munged": "munge",

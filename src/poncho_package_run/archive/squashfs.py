@@ -57,11 +57,16 @@ def unpack(source_path: bytes, target: bytes, reserved: "Callable[[bytes], bool]
         The beginning of a completion marker that was skipped; b"" if there was none at the top.
 
     Raises:
-        ArchiveError: damaged, truncated, or with a device, fifo or socket.
+        ArchiveError: damaged, truncated, with a device, fifo or socket, or in a pipe.
         DecoderUnavailable: no unsquashfs, or one that lacks the image's compression.
         InputOutputError: the disk is full, or the system could not read or write.
     """
     image = os.path.abspath(source_path)  # so that no name is an option
+    if stat.S_ISFIFO(os.stat(image).st_mode):
+        raise ArchiveError(
+            "{} is a squashfs image in a pipe, where unsquashfs cannot look things up; "
+            "give the path of a file, or pack as tar.gz".format(printable(source_path))
+        )
     for line in _listing(image):
         special = _SPECIAL.match(line)
         if special:

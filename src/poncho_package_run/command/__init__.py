@@ -4,4 +4,4 @@ In: a prefix, and argv.  Out: the process that the command is, or its exit statu
 caller's variables, descriptors, signals and status, but for what activation sets.
 """
 
-__all__ = ["activate", "execute", "supervise"]
+__all__ = ["activate", "again", "execute", "supervise"]

@@ -85,6 +85,24 @@ def activated(
     return command, environ, prefix + b"/bin", debug
 
 
+def arguments() -> list:
+    """The words that this process was started with behind the program's name, as they were given.
+
+    Python has had the C library decode them.  It encodes by a codec of its own, which in locales
+    other than these two (EUC-JP, GB18030) does not always give back what was there.
+    """
+    words = sys.argv[1:]
+    if words and sys.getfilesystemencoding() not in ("utf-8", "ascii"):
+        try:
+            with open("/proc/self/cmdline", "rb") as file:
+                given = file.read().split(b"\0")[:-1]
+        except OSError:  # no /proc: as good as can be
+            given = []
+        if len(given) > len(words):
+            return given[-len(words) :]
+    return [os.fsencode(word) for word in words]
+
+
 def variables() -> dict:
     """The environment that this process was started with, bytes to bytes."""
     environ = dict(os.environb)

@@ -4,27 +4,29 @@ The shell comes back here where it is not plain from the start what it is to bec
 rule, and its messages, is all there is.
 """
 
-import os
-import sys
+import _signal  # type: ignore[import-not-found]
 
-from .activate import variables
+from .activate import arguments, variables
 from .execute import execute
 
 
 def resume() -> int:
-    """Become the command that ``sys.argv`` holds: see ``scripts.resumption``.
+    """Become the command that the arguments hold: see ``scripts._resumption``.
 
     Raises:
         CommandNotFound, CommandNotExecutable: as ``execute``.
     """
-    words = [os.fsencode(word) for word in sys.argv[1:]]
-    folder, debug, count = words[0], words[1] == b"debug", int(words[2])
+    words = arguments()
+    folder, debug, mask, count = words[0], words[1] == b"debug", int(words[2]), int(words[3])
+    blocked = [number for number in range(1, _signal.NSIG) if mask >> number - 1 & 1]
+    blocked = [number for number in blocked if number not in (32, 33)]  # the C library's own
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
     environ = variables()
-    for each in words[3 : 3 + count]:
+    for each in words[4 : 4 + count]:
         name, given, value = each.partition(b"=")
         if given:
             environ[name] = value
         else:
             environ.pop(name, None)
-    execute(words[3 + count :], environ, folder, debug)
+    execute(words[4 + count :], environ, folder, debug)
     return 0

@@ -13,12 +13,18 @@ _RESTORED = (b"PWD", b"OLDPWD", b"PS1", b"PS2", b"PS4", b"IFS", b"_")
 
 # The same for names that a shell lets nobody assign, or that change the way it works.  They
 # reach the command by way of ``resume``; few callers have any.
-_CARRIED = (b"SHELLOPTS", b"BASHOPTS", b"POSIXLY_CORRECT", b"PPID", b"OPTIND", b"OPTERR")
+_CARRIED = (
+    *(b"SHELLOPTS", b"BASHOPTS", b"POSIXLY_CORRECT", b"PPID", b"OPTIND", b"OPTERR", b"BASH"),
+    *(b"BASH_VERSION", b"BASH_VERSINFO", b"BASHPID", b"BASH_SUBSHELL", b"BASH_COMMAND"),
+    *(b"BASH_ARGV0", b"BASH_EXECUTION_STRING", b"LINENO", b"HISTCMD", b"COMP_WORDBREAKS"),
+    *(b"RANDOM", b"SRANDOM", b"EPOCHSECONDS", b"EPOCHREALTIME"),
+)
 
 # What the interpreter of ``resume`` may need as it is, and the command as the scripts want it.
 _LOADERS = (b"LD_LIBRARY_PATH", b"LD_PRELOAD")
 
-_RESUME = b"""\
+# (Without a backslash: where the locale has another character there, Python reads that.)
+PROGRAM = b"""\
 import sys, zipimport, _signal
 if _signal.getsignal(2) is _signal.default_int_handler:
     _signal.signal(2, _signal.SIG_DFL)
@@ -29,10 +35,10 @@ try:
     from poncho_package_run.cli import main
     from poncho_package_run.command.resume import resume
 except Exception as error:
-    text = "poncho_package_run: {} was removed or changed while it ran; copy it anew ({})\\n"
-    sys.stderr.write(text.format(path, error))
+    text = "poncho_package_run: {} was removed or changed while it ran; copy it anew ({})"
+    sys.stderr.write(text.format(path, error) + chr(10))
     sys.exit(74)
-main(int(sys.argv.pop(1)), start=resume)
+main(int(sys.argv.pop(1)), start=%s)
 """
 
 # The words of the shell are this program, the number of scripts that are done, and the command.
@@ -40,7 +46,8 @@ main(int(sys.argv.pop(1)), start=resume)
 # builtin) reaches the EXIT trap, where a new shell goes on with the next script.  A script fails
 # if it ends the shell with another status than 0, or itself with one above 1 (an error of the
 # shell, a command that is missing, "return 2"): 1 is what a test says that was false, and a script
-# whose last command is "[ -n "$X" ] && ..." has not failed.
+# whose last command is "[ -n "$X" ] && ..." has not failed.  So that trap is ours: a script that
+# would set one of its own does nothing.
 _BEGIN = b"""
 _ppr_failed() {
 printf 'poncho_package_run: activation script %%s failed with status %%s; the command is run \
@@ -49,6 +56,16 @@ without what it would have set\\n' "$_ppr_script" "$1" >&2
 _ppr_ended() {
 _ppr_status=$?
 [ "$_ppr_status" -le 1 ] || _ppr_failed "$_ppr_status"
+}
+_ppr_is_ours() {
+_ppr_first=$(($# > 1))
+for _ppr_word in "$@"; do
+case $_ppr_first$_ppr_word in
+0EXIT | 0exit | 0SIGEXIT | 00) return 0 ;;
+esac
+_ppr_first=0
+done
+return 1
 }
 _ppr_resume() {
 _ppr_status=$?
@@ -63,7 +80,7 @@ _SCRIPT = b"""
 if [ "$_ppr_done" -lt %(number)d ]; then
 _ppr_done=%(number)d
 _ppr_script=%(path)s
-trap '_ppr_resume %(words)s' EXIT
+%(trap)s '_ppr_resume %(words)s' EXIT
 if [ -f "$_ppr_script" ] && [ -r "$_ppr_script" ]; then
 %(source)s %(argument)s || _ppr_ended
 else
@@ -79,10 +96,13 @@ if [ "$_ppr_done" -le %d ]; then
 fi
 """
 # The last trap is for an exec that fails, as is "execfail" in bash, which forgets its traps
-# before it tries: the command is there, but cannot be executed.
+# before it tries: the command is there, but cannot be executed.  What a script has made readonly
+# only ``resume`` can undo.
 _END = b"""
 shift 2
-unset -v PWD OLDPWD PS1 PS2 PS4 _ppr_status _ppr_program _ppr_done _ppr_script
+unset -v _ppr_status _ppr_program _ppr_done _ppr_script _ppr_first _ppr_word
+command unset -v PWD OLDPWD PS1 PS2 PS4 2>&-
+_ppr_readonly=$?
 trap 'exit 126' EXIT
 """
 
@@ -95,19 +115,23 @@ trap 'exit 126' EXIT
 _BASH_BEGIN = b"""
 _ppr_words=("$@")
 _ppr_reset() {
-trap : HUP ALRM TERM XCPU VTALRM USR1 USR2
-trap - HUP ALRM TERM XCPU VTALRM USR1 USR2
+trap : HUP ILL TRAP ABRT BUS FPE USR1 SEGV USR2 PIPE ALRM TERM XCPU XFSZ VTALRM SYS
+trap - HUP ILL TRAP ABRT BUS FPE USR1 SEGV USR2 PIPE ALRM TERM XCPU XFSZ VTALRM SYS
 }
 _ppr_reset
 trap : EXIT
 _ppr_reset
-trap 'trap - EXIT INT; kill -s INT "$$"' INT
+trap 'builtin trap - EXIT INT; kill -s INT "$$"' INT
+trap() {
+_ppr_is_ours "$@" || builtin trap "$@"
+}
 exec >%(messages)s
 """
 _BASH_END = b"""
 set +o posix
 shopt -s execfail
-trap - INT
+unset -f trap
+trap - INT DEBUG ERR RETURN
 set -- "${_ppr_words[@]}"
 exec %(output)s
 """
@@ -118,6 +142,10 @@ _SH_BEGIN = b"""
 _ppr_source() {
 . "$_ppr_script"
 }
+_ppr_trap() {
+_ppr_is_ours "$@" || trap "$@"
+}
+alias trap=_ppr_trap
 """
 
 
@@ -136,7 +164,7 @@ def shell_command(
     sent to stderr and PS1 set; ``poncho/set_env`` has the prefix as ``$1``.  A script that fails
     is told on stderr.  Of what they change, variables, limits and the like reach the command;
     the working directory, shell options and what a shell sets for itself (``_RESTORED``,
-    ``_CARRIED``, SHLVL) are the caller's again.
+    ``_CARRIED``, SHLVL) are the caller's again, and the signal mask.
 
     Bash becomes the command itself where that is sound and PATH is as it was.  Else the shell
     becomes this program once more, which costs 10 ms: ``resume`` looks for the command.
@@ -170,11 +198,17 @@ def shell_command(
                     variables[name] = before[name]
     # Bash sources this as it starts, so it must not be there yet.
     startup = variables.pop(b"BASH_ENV", None)
+    level = variables.get(b"SHLVL", b"1")
+    if not level.isdigit() or level[:1] == b"0" != level or len(level) > 2:
+        # Bash would count from there, or warn of it.
+        carried[b"SHLVL"] = variables.pop(b"SHLVL")
+    blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, [])
     messages = b"&2" if _is_open(2) else b"/dev/null"
     if bash:
         shell = [bash, b"--noprofile", b"--norc"]
         begin, end = _BASH_BEGIN, _BASH_END
         words, source, redirection = b'"${_ppr_words[@]}"', b'set --; . "$_ppr_script"', b""
+        trap = b"builtin trap"
         output = b">&-"
         if _is_open(1):
             spare = b"%d" % fcntl.fcntl(1, fcntl.F_DUPFD, 10)
@@ -186,6 +220,7 @@ def shell_command(
         shell = [b"/bin/sh"]
         begin, end = _SH_BEGIN, b""
         words, source, redirection = b'"$@"', b"_ppr_source", b" >" + messages
+        trap = b"trap"
         output = b""
 
     begin = _BEGIN + begin
@@ -201,6 +236,7 @@ def shell_command(
             % {
                 b"number": number,
                 b"path": _quoted(path),
+                b"trap": trap,
                 b"words": words,
                 b"source": source,
                 b"argument": argument + redirection,
@@ -210,9 +246,9 @@ def shell_command(
         lines += changes
     lines.append(end % {b"output": output})
     lines += [b"trap - EXIT", _go_back(), _END]
-    if bash and not carried and not debug:
+    if bash and not carried and not debug and _signal.SIGCHLD not in blocked:
         lines.append(_become(command[0], prefix, environ, restored))
-    lines += [*_resumption(prefix, environ, debug, not bash), b"exit 126"]
+    lines += [*_resumption(prefix, environ, debug, blocked, not bash), b"exit 126"]
     # In braces, so that it is read to its end before a script can define an alias.
     program = b"{\n" + b"\n".join(lines) + b"\n}"
     shell += [b"-c", b'eval "$1"', b"poncho_package_run", program, b"0"]
@@ -228,14 +264,15 @@ def _become(word: bytes, prefix: bytes, environ: dict, restored: dict) -> bytes:
         return b""
     if not is_sound(path):
         return b""
-    condition = b":"
+    condition = b'[ "$_ppr_readonly" = 0 ]'
     if b"/" not in word:
         own = prefix + b"/bin/" + word
-        condition = b'[ "$PATH" = %s ]' % _quoted(environ.get(b"PATH", b""))
+        condition += b' && [ "$PATH" = %s ]' % _quoted(environ.get(b"PATH", b""))
         if path != own:
             condition += b" && [ ! -e %s ]" % _quoted(own)
     assignments = b" ".join(name + b"=" + _quoted(value) for name, value in restored.items())
-    return b'if %s; then\nshift\n%s exec -a %s -- %s "$@"\nfi' % (
+    # (The words stay as they are for who comes behind an exec that fails.)
+    return b'if %s; then\n%s exec -a %s -- %s "${@:2}"\nfi' % (
         condition,
         assignments,
         _quoted(word),
@@ -243,11 +280,14 @@ def _become(word: bytes, prefix: bytes, environ: dict, restored: dict) -> bytes:
     )
 
 
-def _resumption(prefix: bytes, environ: dict, debug: bool, everything: bool) -> list:
+def _resumption(
+    prefix: bytes, environ: dict, debug: bool, blocked: set, everything: bool
+) -> list:
     """Lines of shell that go on with ``resume``.
 
-    Its words: the environment's bin, "debug" or "", the number of variables, these as "NAME=VALUE"
-    to set or "NAME" to remove, and the command.
+    Its words: the environment's bin, "debug" or "", the mask of the signals that the caller blocks
+    (dash forgets it when it starts a program, and bash unblocks SIGCHLD), the number of variables,
+    these as "NAME=VALUE" to set or "NAME" to remove, and the command.
     """
     names = {*_RESTORED, *_CARRIED, b"SHLVL"}
     if everything:
@@ -256,28 +296,34 @@ def _resumption(prefix: bytes, environ: dict, debug: bool, everything: bool) -> 
     given = [name + b"=" + environ[name] if name in environ else name for name in sorted(names)]
     pairs = list(map(_quoted, given))
     pairs += [b'"%s${%s+=$%s}"' % (name, name, name) for name in _LOADERS]
+    words = [
+        *started(b"resume"),
+        prefix + b"/bin",
+        b"debug" if debug else b"",
+        b"%d" % sum(1 << number - 1 for number in blocked),
+        b"%d" % len(pairs),
+    ]
+    lines = [b"set -- " + b" ".join([*map(_quoted, words), *pairs]) + b' "$@"']
+    for name in _LOADERS:
+        removal = b"command unset -v " + name
+        lines.append(_export(name, environ[name]) if name in environ else removal)
+    return [*lines, b'exec "$@"']
+
+
+def started(start: bytes) -> list:
+    """The words of a command line that starts this program once more, and goes on with ``start``.
+
+    Without the search for other packages (4 ms), and without what a site's hooks do.
+    """
     ignored = sum(
         1 << number - 1
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ)
         if _signal.getsignal(number) == _signal.SIG_IGN
     )
     # .../poncho_package_run.pyz/site-packages/poncho_package_run/command/scripts.py
-    artifact = os.path.abspath(__file__).rsplit("/", 4)[0]
-    words = [
-        os.fsencode(sys.executable),
-        b"-BIS",
-        b"-c",
-        _RESUME,
-        os.fsencode(artifact),
-        b"%d" % ignored,
-        prefix + b"/bin",
-        b"debug" if debug else b"",
-        b"%d" % len(pairs),
-    ]
-    lines = [b"set -- " + b" ".join([*map(_quoted, words), *pairs]) + b' "$@"']
-    for name in _LOADERS:
-        lines.append(_export(name, environ[name]) if name in environ else b"unset -v " + name)
-    return [*lines, b'exec "$@"']
+    artifact = os.fsencode(os.path.abspath(__file__).rsplit("/", 4)[0])
+    python = os.fsencode(sys.executable)
+    return [python, b"-BIS", b"-c", PROGRAM % start, artifact, b"%d" % ignored]
 
 
 def _bash(environ: dict) -> bytes:

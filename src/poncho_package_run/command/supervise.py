@@ -1,12 +1,11 @@
 """Waiting for the command: signals are forwarded to it, and it is reaped."""
 
-import _thread
 import fcntl
 import os
 import signal
 import time
 
-from ..machine.signals import FAULTS, check, numbers, take
+from ..machine.signals import FAULTS, check, numbers
 from ..telling import errors
 from .execute import execute
 
@@ -72,6 +71,8 @@ def supervise(
         check()
         try:
             reader, writer = os.pipe()
+            # What has come already is not the child's, even if a terminal has sent it.
+            early = signal.sigpending()
             child = os.fork()
         except OSError as error:
             raise errors.CommandNotExecutable(
@@ -91,7 +92,7 @@ def supervise(
             finally:
                 os._exit(127)
         os.close(writer)
-        status = _wait(child, forwarded, hourly)
+        status = _wait(child, forwarded, early, hourly)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     with os.fdopen(reader, "rb") as pipe:
@@ -116,7 +117,9 @@ def _prepare(mask: set, leases: "Sequence[int]") -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _wait(child: int, forwarded: list, hourly: "Optional[Callable[[], object]]") -> int:
+def _wait(
+    child: int, forwarded: list, early: set, hourly: "Optional[Callable[[], object]]"
+) -> int:
     """Forward signals until the child has ended; its exit status."""
     # Orphans are given to process 1; whoever else has other children got them from its caller.
     reaped = -1 if os.getpid() == 1 else child
@@ -125,14 +128,14 @@ def _wait(child: int, forwarded: list, hourly: "Optional[Callable[[], object]]")
     while True:
         seconds = min(longest, due - time.monotonic())
         number, code = _next([*forwarded, signal.SIGCHLD], seconds)
-        number = number or take()
         if time.monotonic() >= due:
             due = time.monotonic() + _HOUR
             if hourly is not None:
                 hourly()
         if number not in (0, signal.SIGCHLD):
-            if not _is_from_terminal(number, code, child):
+            if number in early or not _is_from_terminal(number, code, child):
                 _send(child, number)
+            early.discard(number)
             continue
         changed, status = os.waitpid(reaped, _CHANGES)
         while changed:
@@ -150,16 +153,15 @@ def _wait(child: int, forwarded: list, hourly: "Optional[Callable[[], object]]")
 
 
 def _is_single_threaded() -> bool:
-    """Whether there is nobody else in this process who may be given its signals.
+    """Whether nobody else in this process may be given news of the child.
 
-    A hook of the site's or a preloaded library may have started a thread before the tool began.
-    Between two waits of ours the kernel gives a signal to it: news of the child are lost like
-    that, and other signals are taken note of.
+    A preloaded library may have started a thread before the tool began.  What the kernel gives to
+    it, between two waits of ours, is lost.  (Threads of a site's hooks are gone: see ``again``.)
     """
     try:
         return len(os.listdir("/proc/self/task")) == 1
     except OSError:
-        return not _thread._count()
+        return True
 
 
 def _send(child: int, number: int) -> None:

@@ -84,15 +84,6 @@ def check() -> None:
         interruptible._active._raise()
 
 
-def take() -> int:
-    """The signal that was taken note of, for who acts on it in another way; else 0."""
-    active = interruptible._active
-    if active is None or not active._caught:
-        return 0
-    number, active._caught = active._caught, 0
-    return number
-
-
 def numbers(excluded: list) -> list:
     """The signals of this system, real-time ones too, but for some.
 

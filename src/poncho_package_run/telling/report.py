@@ -36,7 +36,10 @@ class Report:
                 os.fstat(number)
             except OSError:
                 # Else a file of the environment would get the number, and then the messages.
-                os.open(os.devnull, os.O_RDWR)
+                try:
+                    os.open(os.devnull, os.O_RDWR)
+                except OSError:  # no /dev: what holds the number need not be written to
+                    os.open("/", os.O_RDONLY)
         try:
             self._columns = os.get_terminal_size(2).columns or 80  # a new pseudo-terminal says 0
         except OSError:

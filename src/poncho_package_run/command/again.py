@@ -1,0 +1,19 @@
+"""This program once more, alone in its process."""
+
+import os
+
+from .activate import arguments, variables
+from .scripts import started
+
+
+def again() -> None:
+    """Start anew without what the site's hooks have started; returns where that is not possible.
+
+    To a thread of theirs the kernel may give any signal that is meant for the command: it would be
+    lost, or end this process, or come late.
+    """
+    words = started(b"None")
+    try:
+        os.execve(words[0], words + arguments(), variables())
+    except OSError:
+        pass  # an interpreter that does not know where it lies, or arguments that just fit
