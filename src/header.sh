@@ -87,11 +87,15 @@ _ppr_exec=exec
 _ppr_run() {
     eval "$_ppr_exec"' "$_ppr_python" -BIS -c "$_ppr_entry" "$0" "$_ppr_notes" "$@"' "$_ppr_keep"
 }
+# "command -v" writes, and there may be nowhere to; "hash" knows everything in mksh.
+_ppr_has() {
+    case $1 in
+        */*) [ -f "$1" ] && [ -x "$1" ] ;;
+        *) if [ -e /dev/null ]; then command -v "$1" >>/dev/null 2>&1; else hash "$1" 2>&-; fi ;;
+    esac
+}
 for _ppr_python in python3 @versions@ /usr/libexec/platform-python "${0%/*}/python3"; do
-    case $_ppr_python in
-        */*) [ -f "$_ppr_python" ] && [ -x "$_ppr_python" ] ;;
-        *) hash "$_ppr_python" 2>&- ;; # "command -v" writes, and there may be nowhere to
-    esac && _ppr_run "$@"
+    _ppr_has "$_ppr_python" && _ppr_run "$@"
 done
 # Beside the file itself, if this is a symlink to it.
 if [ -L "$0" ]; then

@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -232,6 +233,17 @@ def test_variables_without_a_name_or_a_value_are_passed_over(artifact, world):
         assert (result.returncode, result.stderr) == (0, b"")
         assert printed(result.stdout).items() >= {(b"A", b"1")}
         assert {b"", b"NOVALUE"}.isdisjoint(printed(result.stdout))
+
+
+def test_a_python_of_another_name_is_found(artifact, world, shell, tmp_path):
+    """And a directory is passed over."""
+    (tmp_path / "python3").mkdir()
+    (tmp_path / "python3.6").symlink_to(os.path.realpath(sys.executable))
+    program = shutil.which(shell[0])
+    words = [program, *shell[1:], artifact, "-e", world, "printer"]
+    result = subprocess.run(words, env={"PATH": str(tmp_path)}, capture_output=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"CONDA_PREFIX=" in result.stdout
 
 
 def test_the_proc_of_another_pid_namespace_is_not_ours(artifact, world, shell, tmp_path):
