@@ -87,12 +87,20 @@ _ppr_exec=exec
 _ppr_run() {
     eval "$_ppr_exec"' "$_ppr_python" -BIS -c "$_ppr_entry" "$0" "$_ppr_notes" "$@"' "$_ppr_keep"
 }
-# "command -v" writes, and there may be nowhere to; "hash" knows everything in mksh.
+# "hash" knows everything in Korn shells; "command -v" writes, and there may be nowhere to (dash
+# then takes each later output for failed).
 _ppr_has() {
     case $1 in
-        */*) [ -f "$1" ] && [ -x "$1" ] ;;
-        *) if [ -e /dev/null ]; then command -v "$1" >>/dev/null 2>&1; else hash "$1" 2>&-; fi ;;
+        */*)
+            [ -f "$1" ] && [ -x "$1" ]
+            return
+            ;;
     esac
+    if [ "${KSH_VERSION-}" ] && [ -e /dev/null ]; then
+        command -v "$1" >>/dev/null 2>&1
+    else
+        hash "$1" 2>&-
+    fi
 }
 for _ppr_python in python3 @versions@ /usr/libexec/platform-python "${0%/*}/python3"; do
     _ppr_has "$_ppr_python" && _ppr_run "$@"
