@@ -71,20 +71,26 @@ def test_one_who_is_late_with_a_publication_does_not_mind_that_another_begins_on
     opened = [point.name == "openat" and str(path) in point.arguments for point in points]
     opening = crash.Point("openat", sum(opened[:renaming]) + 1)
     anybody = "inject=flock:retval=0"
-    late.prepare()
     before = next(p for p in reversed(points[:renaming]) if p.name != points[renaming].name)
     then = f"inject={points[renaming].name}:signal=STOP:when={points[renaming].number}"
-    second = crash.Stopped(place, late.killed, before, anybody, then)
-    first = crash.Stopped(place, late.killed, opening, only=path)
     wrapper = tracing.strace("-e", anybody)
-    assert crash.PUBLISHING in os.listdir(place.kept)
-    assert place.run(*late.words, wrapper=wrapper).returncode == 0
-    second.go_on_to_the_next_stop()
-    assert crash.PUBLISHING in os.listdir(place.kept)
-    results = [first.end(), second.end(), place.run(*late.words)]
-    assert [(each.returncode, each.stderr) for each in results] == [(0, b"")] * 3
-    late.compare(late.tree())
-    assert place.left() == []
+    # On a busy machine one may be past its stop before another is where it is wanted: all is well
+    # then too, and is tried again.
+    for _ in range(4):
+        late.prepare()
+        second = crash.Stopped(place, late.killed, before, anybody, then)
+        first = crash.Stopped(place, late.killed, opening, only=path)
+        there = [crash.PUBLISHING in os.listdir(place.kept)]
+        assert place.run(*late.words, wrapper=wrapper).returncode == 0
+        second.go_on_to_the_next_stop()
+        there.append(crash.PUBLISHING in os.listdir(place.kept))
+        results = [first.end(), second.end(), place.run(*late.words)]
+        assert [(each.returncode, each.stderr) for each in results] == [(0, b"")] * 3
+        late.compare(late.tree())
+        assert place.left() == []
+        if all(there):
+            break
+    assert all(there)
 
 
 def whole(kept, tmp_path, archive):
