@@ -43,7 +43,7 @@ DATE = (1980, 1, 1, 0, 0, 0)
 # callback of a weak reference, as the import system has at each of its locks, a message is all that
 # comes of it (1 of 300 in the first 12 ms).  Such a callback leaves its reference behind, or the
 # lock that it had taken, which any thread that imports would wait for.  (PyPy's callbacks come when
-# it collects garbage; those of other threads may be about to come.)
+# it collects garbage; those of other threads may be about to come.  GraalPy releases any lock.)
 FIRST = """\
 import sys
 if sys.version_info < (3, 6):
@@ -54,12 +54,12 @@ import _imp, _signal, _thread
 if _signal.getsignal(2) is _signal.default_int_handler:
     _signal.signal(2, _signal.SIG_DFL)
     locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
-    if sys.implementation.name != "cpython" or _thread._count():
-        locks = {}
-    dropped = None in [lock() for lock in locks.values()]
+    own = sys.implementation.name == "cpython"
+    dropped = own and not _thread._count() and None in [lock() for lock in locks.values()]
     try:
-        _imp.release_lock()
-        dropped = True
+        if own:
+            _imp.release_lock()
+            dropped = True
     except RuntimeError:
         "as it should be"
     if dropped:

@@ -87,8 +87,8 @@ _ppr_exec=exec
 _ppr_run() {
     eval "$_ppr_exec"' "$_ppr_python" -BIS -c "$_ppr_entry" "$0" "$_ppr_notes" "$@"' "$_ppr_keep"
 }
-# "hash" knows everything in Korn shells; "command -v" writes, and there may be nowhere to (dash
-# then takes each later output for failed).
+# "hash" knows everything in Korn shells, and in zsh needs an open stderr; "command -v" writes, and
+# there may be nowhere to (dash then takes each later output for failed).
 _ppr_has() {
     case $1 in
         */*)
@@ -96,8 +96,8 @@ _ppr_has() {
             return
             ;;
     esac
-    if [ "${KSH_VERSION-}" ] && [ -e /dev/null ]; then
-        command -v "$1" >>/dev/null 2>&1
+    if [ -e /dev/null ]; then
+        hash "$1" 2>>/dev/null && command -v "$1" >>/dev/null 2>&1
     else
         hash "$1" 2>&-
     fi

@@ -464,8 +464,6 @@ class TestScripts:
         "read-only": "readonly FIXED=1; FIXED=2",
         "shift": "shift 5",
         "its own trap": "trap 'echo bye' EXIT",
-        "its own trap, and exit": "trap 'echo bye; exit 9' EXIT; exit 3",
-        "its own trap, and an error": "trap -- 'echo bye' INT 0; set -u; echo $NO_SUCH_VARIABLE",
         "what we would remove": "readonly PS1 PS4 PWD",
         "break": "break; continue",
     }
@@ -510,6 +508,30 @@ class TestScripts:
         assert result.stdout == b"".join(
             b"<%s>" % os.fsencode(each) for each in [tmp_path, "1", *words]
         )
+
+    def test_26_their_own_traps_work(self, variables_of, prefix, shell, tmp_path):
+        """Of a function's end, of a subshell's, and of errors: as where a shell sources them."""
+        text = f"""
+            A=$(file={tmp_path}/file; trap 'rm "$file"' EXIT; echo a >"$file"; cat "$file")
+            B=$(trap 'echo done' 0; :)
+            export A B
+        """
+        of_bash = """
+            work() { local file=$1; trap 'rm "$file"' RETURN; echo c >"$file"; read -r C <"$file"; }
+            trap 'D=$D+' ERR
+            D=0
+            false
+            trap - ERR
+            false
+            export C D
+            work %s
+            trap - RETURN
+        """
+        prefix.script("a.sh", text + ("" if shell else of_bash % (tmp_path / "file")))
+        found = variables_of(wrapper=shell)
+        assert (found["A"], found["B"]) == ("a", "done")
+        assert shell or (found["C"], found["D"]) == ("c", "0+")
+        assert not (tmp_path / "file").exists()
 
     def test_27_only_their_variables_are_added(self, changes, prefix, shell):
         prefix.script("a.sh", "export A=1; LOCAL=2; f() { :; }; cd /; cd - >/dev/null\n")

@@ -62,3 +62,18 @@ def test_words_pass(artifact, locales, tmp_path, name, scripts, direct):
     result = subprocess.run(command, env=variables, capture_output=True, timeout=60)
     assert (result.returncode, result.stderr) == (0, b"")
     assert result.stdout == b"".join(b"<%s>" % word for word in WORDS)
+
+
+def test_the_words_of_a_host_are_its_own(artifact, locales, tmp_path):
+    """Which runs the tool within its own process, whose words are others."""
+    (tmp_path / "env" / "conda-meta").mkdir(parents=True)
+    host = (
+        "import runpy, sys\n"
+        f"sys.argv = [sys.argv[1], '-e', {str(tmp_path / 'env')!r}, 'echo', sys.argv[2]]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    for name in LOCALES:
+        variables = {"PATH": os.environ["PATH"], "LC_ALL": name, "LOCPATH": str(locales)}
+        command = [sys.executable, "-c", host, artifact, "one", "-x", "-e", "none", "two"]
+        result = subprocess.run(command, env=variables, capture_output=True, timeout=60)
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"one\n", b"")

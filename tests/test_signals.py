@@ -105,6 +105,20 @@ def test_the_thread_of_a_hook_is_given_no_signal(artifact, tiny, tmp_path):
     assert (tool.returncode, out, err) == (5, b"10\n", b"")
 
 
+def test_where_it_cannot_start_once_more_it_goes_on(artifact, tiny):
+    """Beside the thread of a hook, in a host that names another program as its interpreter."""
+    hook = (
+        "import sys, threading, time, runpy\n"
+        "del sys.argv[0]\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "sys.executable = '/bin/false'\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", hook, artifact, "-e", tiny, "hello"]
+    result = subprocess.run(command, capture_output=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"hello\n", b"")
+
+
 THREAD = """\
 #include <pthread.h>
 #include <unistd.h>

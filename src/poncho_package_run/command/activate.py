@@ -88,18 +88,24 @@ def activated(
 def arguments() -> list:
     """The words that this process was started with behind the program's name, as they were given.
 
-    Python has had the C library decode them.  It encodes by a codec of its own, which in locales
-    other than these two (EUC-JP, GB18030) does not always give back what was there.
+    Python has had the C library decode them.  It encodes by a codec of its own, which does not
+    always give back what was there where a character may have several bytes (EUC-JP, GB18030).
+    A host that runs this program within its own process has set them anew: then what is plain
+    among them is not what the process was given.
     """
     words = sys.argv[1:]
-    if words and sys.getfilesystemencoding() not in ("utf-8", "ascii"):
+    encoding = sys.getfilesystemencoding()
+    if words and encoding[:5] not in ("utf-8", "ascii", "iso88", "cp125", "koi8-"):
         try:
             with open("/proc/self/cmdline", "rb") as file:
                 given = file.read().split(b"\0")[:-1]
         except OSError:  # no /proc: as good as can be
             given = []
         if len(given) > len(words):
-            return given[-len(words) :]
+            given = given[-len(words) :]
+            plain = [(a, b) for a, b in zip(given, words) if max(b, default="a") < "\x80"]
+            if all(a == os.fsencode(b) for a, b in plain):
+                return given
     return [os.fsencode(word) for word in words]
 
 

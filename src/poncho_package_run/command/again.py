@@ -12,8 +12,11 @@ def again() -> None:
     To a thread of theirs the kernel may give any signal that is meant for the command: it would be
     lost, or end this process, or come late.
     """
+    if b"PYTHONHOME" in os.environb:
+        return  # without which, and so without the site's variables, it may not find its library
     words = started(b"None")
     try:
-        os.execve(words[0], words + arguments(), variables())
+        if os.path.samefile(words[0], "/proc/self/exe"):
+            os.execve(words[0], words + arguments(), variables())
     except OSError:
         pass  # an interpreter that does not know where it lies, or arguments that just fit

@@ -46,8 +46,7 @@ main(int(sys.argv.pop(1)), start=%s)
 # builtin) reaches the EXIT trap, where a new shell goes on with the next script.  A script fails
 # if it ends the shell with another status than 0, or itself with one above 1 (an error of the
 # shell, a command that is missing, "return 2"): 1 is what a test says that was false, and a script
-# whose last command is "[ -n "$X" ] && ..." has not failed.  So that trap is ours: a script that
-# would set one of its own does nothing.
+# whose last command is "[ -n "$X" ] && ..." has not failed.
 _BEGIN = b"""
 _ppr_failed() {
 printf 'poncho_package_run: activation script %%s failed with status %%s; the command is run \
@@ -56,16 +55,6 @@ without what it would have set\\n' "$_ppr_script" "$1" >&2
 _ppr_ended() {
 _ppr_status=$?
 [ "$_ppr_status" -le 1 ] || _ppr_failed "$_ppr_status"
-}
-_ppr_is_ours() {
-_ppr_first=$(($# > 1))
-for _ppr_word in "$@"; do
-case $_ppr_first$_ppr_word in
-0EXIT | 0exit | 0SIGEXIT | 00) return 0 ;;
-esac
-_ppr_first=0
-done
-return 1
 }
 _ppr_resume() {
 _ppr_status=$?
@@ -80,7 +69,7 @@ _SCRIPT = b"""
 if [ "$_ppr_done" -lt %(number)d ]; then
 _ppr_done=%(number)d
 _ppr_script=%(path)s
-%(trap)s '_ppr_resume %(words)s' EXIT
+trap '_ppr_resume %(words)s' EXIT
 if [ -f "$_ppr_script" ] && [ -r "$_ppr_script" ]; then
 %(source)s %(argument)s || _ppr_ended
 else
@@ -100,7 +89,7 @@ fi
 # only ``resume`` can undo.
 _END = b"""
 shift 2
-unset -v _ppr_status _ppr_program _ppr_done _ppr_script _ppr_first _ppr_word
+unset -v _ppr_status _ppr_program _ppr_done _ppr_script
 command unset -v PWD OLDPWD PS1 PS2 PS4 2>&-
 _ppr_readonly=$?
 trap 'exit 126' EXIT
@@ -121,16 +110,12 @@ trap - HUP ILL TRAP ABRT BUS FPE USR1 SEGV USR2 PIPE ALRM TERM XCPU XFSZ VTALRM 
 _ppr_reset
 trap : EXIT
 _ppr_reset
-trap 'builtin trap - EXIT INT; kill -s INT "$$"' INT
-trap() {
-_ppr_is_ours "$@" || builtin trap "$@"
-}
+trap 'trap - EXIT INT; kill -s INT "$$"' INT
 exec >%(messages)s
 """
 _BASH_END = b"""
 set +o posix
 shopt -s execfail
-unset -f trap
 trap - INT DEBUG ERR RETURN
 set -- "${_ppr_words[@]}"
 exec %(output)s
@@ -142,10 +127,6 @@ _SH_BEGIN = b"""
 _ppr_source() {
 . "$_ppr_script"
 }
-_ppr_trap() {
-_ppr_is_ours "$@" || trap "$@"
-}
-alias trap=_ppr_trap
 """
 
 
@@ -208,7 +189,6 @@ def shell_command(
         shell = [bash, b"--noprofile", b"--norc"]
         begin, end = _BASH_BEGIN, _BASH_END
         words, source, redirection = b'"${_ppr_words[@]}"', b'set --; . "$_ppr_script"', b""
-        trap = b"builtin trap"
         output = b">&-"
         if _is_open(1):
             spare = b"%d" % fcntl.fcntl(1, fcntl.F_DUPFD, 10)
@@ -220,7 +200,6 @@ def shell_command(
         shell = [b"/bin/sh"]
         begin, end = _SH_BEGIN, b""
         words, source, redirection = b'"$@"', b"_ppr_source", b" >" + messages
-        trap = b"trap"
         output = b""
 
     begin = _BEGIN + begin
@@ -236,7 +215,6 @@ def shell_command(
             % {
                 b"number": number,
                 b"path": _quoted(path),
-                b"trap": trap,
                 b"words": words,
                 b"source": source,
                 b"argument": argument + redirection,
@@ -305,7 +283,7 @@ def _resumption(
     ]
     lines = [b"set -- " + b" ".join([*map(_quoted, words), *pairs]) + b' "$@"']
     for name in _LOADERS:
-        removal = b"command unset -v " + name
+        removal = b"command unset -v " + name + b" 2>&-"
         lines.append(_export(name, environ[name]) if name in environ else removal)
     return [*lines, b'exec "$@"']
 
