@@ -38,7 +38,7 @@ DATE = (1980, 1, 1, 0, 0, 0)
 
 # What runs before anything of the package does.  It must be understood by any Python, to tell
 # an old one in a line.  A Ctrl-C before the command starts ends the tool like any program,
-# without a traceback (``command/scripts`` says so once more, for the way back from a shell).
+# without a traceback (``command/again`` says so once more, for the way back from a shell).
 # One that came before may have been dropped: where Python's handler raises KeyboardInterrupt in a
 # callback of a weak reference, as the import system has at each of its locks, a message is all that
 # comes of it (1 of 300 in the first 12 ms).  Such a callback leaves its reference behind, or the
@@ -53,18 +53,17 @@ if sys.version_info < (3, 6):
 import _imp, _signal, _thread
 if _signal.getsignal(2) is _signal.default_int_handler:
     _signal.signal(2, _signal.SIG_DFL)
-    locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
-    own = sys.implementation.name == "cpython"
-    dropped = own and not _thread._count() and None in [lock() for lock in locks.values()]
-    try:
-        if own:
+    if sys.implementation.name == "cpython":
+        locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
+        dropped = not _thread._count() and None in [lock() for lock in locks.values()]
+        try:
             _imp.release_lock()
             dropped = True
-    except RuntimeError:
-        "as it should be"
-    if dropped:
-        import posix
-        posix.kill(posix.getpid(), 2)
+        except RuntimeError:
+            "as it should be"
+        if dropped:
+            import posix
+            posix.kill(posix.getpid(), 2)
 """
 
 # The package has a loader of its own because it comes compiled, for each Python that build.py had,
@@ -141,10 +140,10 @@ sys.meta_path.insert(0, Loader())
 # once both are read, whoever removes or replaces the artifact under a run does it no harm.  (So the
 # pipeline is not among these, which comes before any wait.)
 WARM = (
-    "__init__", "cli", "warm", "cache/memo", "command/activate", "command/coercion",
-    "command/env_vars", "command/execute", "command/resume", "command/scripts", "command/sound",
-    "machine/signals", "place/completion", "place/lock", "place/plain", "telling/errors",
-    "telling/messages", "telling/report", "telling/usage",
+    "__init__", "cli", "warm", "cache/memo", "command/activate", "command/again",
+    "command/coercion", "command/env_vars", "command/execute", "command/resume",
+    "command/scripts", "command/sound", "machine/signals", "place/completion", "place/lock",
+    "place/plain", "telling/errors", "telling/messages", "telling/report", "telling/usage",
 )  # fmt: skip
 
 # Makes of modules, names and texts in turn on standard input, what the loader takes: a marshalled
@@ -170,7 +169,7 @@ except Exception as error:
 """
 
 # The interpreter compiles this twice as well: 0.4 ms if it were the whole entry.  The shell that
-# sources activation scripts comes back by way of the same entry (see ``command/scripts``).
+# sources activation scripts comes back by way of the same entry (see ``command/again``).
 MAIN = FIRST + """\
 archive = __loader__
 try:

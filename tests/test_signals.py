@@ -77,7 +77,7 @@ def test_an_import_of_another_thread_is_none(artifact, tiny, each):
     assert (result.returncode, result.stdout, result.stderr) == (0, b"hello\n", b"")
 
 
-def test_the_thread_of_a_hook_is_given_no_signal(artifact, tiny, tmp_path):
+def test_the_thread_of_a_hook_is_given_no_signal(artifact, tiny):
     """Of a process's threads the kernel gives a signal to one that waits for it, or to any."""
     command = ["sh", "-c", "trap 'echo 10; n=$n.' USR1; trap 'echo 12; n=$n.' USR2; echo; "
                "while [ ! \"$n\" = ... ]; do sleep 0.01; done; exit 5"]  # fmt: skip

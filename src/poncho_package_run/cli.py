@@ -163,9 +163,10 @@ def main(
 
 def _start() -> int:
     from . import warm
-    from .command.activate import arguments
+    from .command.activate import arguments, variables
 
-    options = parse(arguments())
+    words = arguments()
+    options = parse(words)
     if options.list_cache:
         from .cache.listing import show
 
@@ -175,7 +176,7 @@ def _start() -> int:
     if _thread._count() and not sys.flags.no_site:
         from .command.again import again
 
-        again()
+        again(words, variables())
     import gc
 
     from .pipeline import run

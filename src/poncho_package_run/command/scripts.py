@@ -3,8 +3,8 @@
 import _signal  # type: ignore[import-not-found]
 import fcntl
 import os
-import sys
 
+from .again import mask, started
 from .execute import candidates
 from .sound import is_sound
 
@@ -22,24 +22,6 @@ _CARRIED = (
 
 # What the interpreter of ``resume`` may need as it is, and the command as the scripts want it.
 _LOADERS = (b"LD_LIBRARY_PATH", b"LD_PRELOAD")
-
-# (Without a backslash: where the locale has another character there, Python reads that.)
-PROGRAM = b"""\
-import sys, zipimport, _signal
-if _signal.getsignal(2) is _signal.default_int_handler:
-    _signal.signal(2, _signal.SIG_DFL)
-path = sys.argv.pop(1)
-try:
-    __loader__ = zipimport.zipimporter(path)
-    exec(__loader__.get_data("entry.py"))
-    from poncho_package_run.cli import main
-    from poncho_package_run.command.resume import resume
-except Exception as error:
-    text = "poncho_package_run: {} was removed or changed while it ran; copy it anew ({})"
-    sys.stderr.write(text.format(path, error) + chr(10))
-    sys.exit(74)
-main(int(sys.argv.pop(1)), start=%s)
-"""
 
 # The words of the shell are this program, the number of scripts that are done, and the command.
 # A script that ends the shell ("exit", an unset variable under "set -u", an error in a special
@@ -278,7 +260,7 @@ def _resumption(
         *started(b"resume"),
         prefix + b"/bin",
         b"debug" if debug else b"",
-        b"%d" % sum(1 << number - 1 for number in blocked),
+        b"%d" % mask(blocked),
         b"%d" % len(pairs),
     ]
     lines = [b"set -- " + b" ".join([*map(_quoted, words), *pairs]) + b' "$@"']
@@ -286,22 +268,6 @@ def _resumption(
         removal = b"command unset -v " + name + b" 2>&-"
         lines.append(_export(name, environ[name]) if name in environ else removal)
     return [*lines, b'exec "$@"']
-
-
-def started(start: bytes) -> list:
-    """The words of a command line that starts this program once more, and goes on with ``start``.
-
-    Without the search for other packages (4 ms), and without what a site's hooks do.
-    """
-    ignored = sum(
-        1 << number - 1
-        for number in (_signal.SIGPIPE, _signal.SIGXFSZ)
-        if _signal.getsignal(number) == _signal.SIG_IGN
-    )
-    # .../poncho_package_run.pyz/site-packages/poncho_package_run/command/scripts.py
-    artifact = os.fsencode(os.path.abspath(__file__).rsplit("/", 4)[0])
-    python = os.fsencode(sys.executable)
-    return [python, b"-BIS", b"-c", PROGRAM % start, artifact, b"%d" % ignored]
 
 
 def _bash(environ: dict) -> bytes:
