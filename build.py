@@ -43,27 +43,26 @@ DATE = (1980, 1, 1, 0, 0, 0)
 # callback of a weak reference, as the import system has at each of its locks, a message is all that
 # comes of it (1 of 300 in the first 12 ms).  Such a callback leaves its reference behind, or the
 # lock that it had taken, which any thread that imports would wait for.  (PyPy's callbacks come when
-# it collects garbage; those of other threads may be about to come.  GraalPy releases any lock.)
+# it collects garbage; another thread's lock, or callback to come, is no such trace.)
 FIRST = """\
-import sys
-if sys.version_info < (3, 6):
-    old = "poncho_package_run: Python %d.%d is too old; use 3.6 or later"
-    sys.stderr.write(old % sys.version_info[:2] + chr(10))
-    sys.exit(69)
-import _imp, _signal, _thread
-if _signal.getsignal(2) is _signal.default_int_handler:
+try:
+    import sys
+    if sys.version_info < (3, 6):
+        old = "poncho_package_run: Python %d.%d is too old; use 3.6 or later"
+        sys.stderr.write(old % sys.version_info[:2] + chr(10))
+        sys.exit(69)
+    import _signal
+    if _signal.getsignal(2) is _signal.default_int_handler:
+        _signal.signal(2, _signal.SIG_DFL)
+        import _imp, _thread
+        if sys.implementation.name == "cpython" and not _thread._count():
+            locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
+            if _imp.lock_held() or None in [lock() for lock in locks.values()]:
+                raise KeyboardInterrupt
+except KeyboardInterrupt:
+    import _signal, posix
     _signal.signal(2, _signal.SIG_DFL)
-    if sys.implementation.name == "cpython":
-        locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
-        dropped = not _thread._count() and None in [lock() for lock in locks.values()]
-        try:
-            _imp.release_lock()
-            dropped = True
-        except RuntimeError:
-            "as it should be"
-        if dropped:
-            import posix
-            posix.kill(posix.getpid(), 2)
+    posix.kill(posix.getpid(), 2)
 """
 
 # The package has a loader of its own because it comes compiled, for each Python that build.py had,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import pytest
 
@@ -67,6 +68,38 @@ def test_an_early_one_that_the_interpreter_drops_ends_it(artifact, tiny, each, e
     result = subprocess.run(command, capture_output=True, timeout=60)
     assert b"Exception ignored in" in result.stderr, "nothing was dropped"
     assert (result.returncode, result.stdout) == (-signal.SIGINT, b"")
+
+
+# Comes to a line of the artifact's first file, and has a Ctrl-C there.
+LINE = """\
+import os, runpy, sys
+line = int(sys.argv[1])
+del sys.argv[:2]
+def called(frame, event, of):
+    return at if frame.f_code.co_filename.endswith("__main__.py") else None
+def at(frame, event, of):
+    if event == "line" and frame.f_lineno == line:
+        sys.settrace(None)
+        frame.f_trace = None
+        os.kill(os.getpid(), 2)
+    return at
+sys.settrace(called)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("each", interpreters.find(), ids=lambda each: each.name)
+def test_one_within_the_first_lines_makes_no_traceback(artifact, tiny, each):
+    with zipfile.ZipFile(artifact) as entries:
+        lines = entries.read("__main__.py").decode().splitlines()
+    reached = 0
+    for line in range(2, lines.index("except KeyboardInterrupt:") + 1):
+        command = [each.path, "-c", LINE, str(line), artifact, "-e", tiny, "hello"]
+        result = subprocess.run(command, capture_output=True, timeout=60)
+        if result.returncode:
+            reached += 1
+            assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, b"", b"")
+    assert reached > 6, "these lines were not run"
 
 
 @pytest.mark.parametrize("each", interpreters.find(), ids=lambda each: each.name)
